@@ -1,0 +1,49 @@
+# The only commands a newcomer needs. `make` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+# uv installs in seconds; pip is the way back where uv cannot be had
+INSTALL = $(BIN)/uv pip install -q --python $(BIN)/python
+
+.PHONY: help setup demo test test-slow test-oldest lint format clean
+
+help:
+	@echo "make setup        a virtual environment in $(VENV) with everything"
+	@echo "make demo         trains a small DETR on generated scenes, prints COCO AP, writes a picture"
+	@echo "make test         lint and tests"
+	@echo "make test-slow    the tests that take minutes"
+	@echo "make test-oldest  the tests against the oldest supported transformers and torch"
+	@echo "make format       ruff, in place"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q uv && $(INSTALL) -e ".[test]" $(EXTRA) || $(BIN)/python -m pip install -q -e ".[test]" $(EXTRA)
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/hf-detr demo --output runs/demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --config setup.cfg --no-cache
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+test-oldest:
+	$(MAKE) setup VENV=.venv-oldest EXTRA='"transformers==5.17.0" "torch==2.11.*"'
+	.venv-oldest/bin/python -m pytest
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .venv-oldest runs build dist src/*.egg-info
