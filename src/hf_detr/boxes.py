@@ -7,6 +7,10 @@ Formats, always on the last axis: `xyxy` (left, top, right, bottom), `xywh` (lef
 import torch
 from torch import Tensor
 
+# Denominators below this count as empty: 0 / 0 becomes 0, with a finite gradient. A box of a millionth of the image in
+# each direction has this area, so no quotient of real boxes changes.
+_NO_AREA = 1e-12
+
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     """(..., 4) centre and size -> (..., 4) corners."""
@@ -54,8 +58,7 @@ def giou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
     overlap = overlap_w * overlap_h
     union = (right - left) * (bottom - top) + (other_right - other_left) * (other_bottom - other_top) - overlap
     hull = hull_w * hull_h
-    tiny = torch.finfo(hull.dtype).tiny  # changes no quotient of normal numbers, and 0 / tiny is 0
-    return overlap / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+    return overlap / union.clamp(min=_NO_AREA) - (hull - union) / hull.clamp(min=_NO_AREA)
 
 
 def pairwise_giou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
@@ -70,4 +73,4 @@ def pairwise_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
     bottom_right = torch.minimum(boxes[..., 2:], others[..., 2:])
     overlap = (bottom_right - top_left).clamp(min=0).prod(-1)
     union = box_area(boxes) + box_area(others) - overlap
-    return overlap / union.clamp(min=torch.finfo(union.dtype).tiny)
+    return overlap / union.clamp(min=_NO_AREA)

@@ -1,0 +1,98 @@
+"""The labels of a batch as the loss wants them: all objects in one row, and which image each belongs to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# B images, N objects of all images together
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The objects of a batch, image after image.
+
+    Attributes:
+        class_labels: (N,) int64 in [0, num_labels).
+        boxes_cxcywh: (N, 4) float32, in [0, 1] of the visible image.
+        image_index: (N,) int64, the image of each object.
+        sizes: the number of objects of each of the B images, on the host.
+    """
+
+    class_labels: Tensor
+    boxes_cxcywh: Tensor
+    image_index: Tensor
+    sizes: tuple[int, ...]
+
+    @property
+    def num_boxes(self) -> int:
+        return sum(self.sizes)
+
+
+def pack_targets(labels: Sequence[Mapping[str, Tensor]], batch_size: int, device: torch.device) -> Targets:
+    """Label dicts (`class_labels` (T,), `boxes` (T, 4) cxcywh in [0, 1]; other keys are ignored) -> `Targets`.
+
+    Only what the host knows is checked here (types, keys, shapes). Values are checked in `match`, where they come to
+    the host anyway.
+
+    Raises:
+        TypeError: not a list of dicts of tensors.
+        ValueError: another number of dicts than images, a missing key, or shapes that do not fit.
+    """
+    if isinstance(labels, Mapping) or not isinstance(labels, Sequence) or isinstance(labels, str):
+        raise TypeError(
+            f"labels must be a list with one dict per image (class_labels, boxes), not {type(labels).__name__}; "
+            "a collator must not stack them."
+        )
+    if len(labels) != batch_size:
+        raise ValueError(f"{len(labels)} label dicts for {batch_size} images; give one per image, empty ones as well.")
+    for index, label in enumerate(labels):
+        _check_one(label, index)
+    sizes = tuple(len(label["class_labels"]) for label in labels)
+    image_index = to_device(np.repeat(np.arange(batch_size), sizes), device)
+    if not labels:
+        return Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), image_index, sizes)
+    return Targets(
+        class_labels=torch.cat([label["class_labels"] for label in labels]).to(device, torch.int64, non_blocking=True),
+        boxes_cxcywh=torch.cat([label["boxes"].reshape(-1, 4) for label in labels]).to(
+            device, torch.float32, non_blocking=True
+        ),
+        image_index=image_index,
+        sizes=sizes,
+    )
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Host to device without waiting for the device, which pinned memory allows."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def _check_one(label: Mapping[str, Tensor], index: int) -> None:
+    if not isinstance(label, Mapping):
+        raise TypeError(f"labels[{index}] must be a dict with class_labels and boxes, not {type(label).__name__}.")
+    for key in ("class_labels", "boxes"):
+        if key not in label:
+            raise ValueError(f"labels[{index}] has no {key!r}, only {sorted(label)}; the image processor makes both.")
+        if not isinstance(label[key], Tensor):
+            raise TypeError(f"labels[{index}][{key!r}] must be a tensor, not {type(label[key]).__name__}.")
+    class_labels, boxes = label["class_labels"], label["boxes"]
+    if class_labels.ndim != 1 or class_labels.is_floating_point() and class_labels.numel():
+        raise ValueError(
+            f"labels[{index}]['class_labels'] must be whole numbers of shape (T,), not {class_labels.dtype} "
+            f"{tuple(class_labels.shape)}."
+        )
+    if boxes.shape != (len(class_labels), 4) and not (boxes.numel() == 0 and len(class_labels) == 0):
+        raise ValueError(
+            f"labels[{index}]['boxes'] must have the shape ({len(class_labels)}, 4), one box per class label, "
+            f"not {tuple(boxes.shape)}."
+        )
+    if not boxes.is_floating_point() and boxes.numel():
+        raise ValueError(
+            f"labels[{index}]['boxes'] is {boxes.dtype}: boxes are (centre x, centre y, width, height) as fractions of "
+            "the image, in a floating-point dtype; divide pixels by the image's width and height."
+        )

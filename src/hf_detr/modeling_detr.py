@@ -1,0 +1,533 @@
+"""DetrModel and DetrForObjectDetection, in the order of the data: backbone, encoder, decoder, heads, loss.
+
+Parameter names are the names in the Hub's files, so loading and saving map nothing. Nothing in the forward pass reads
+a tensor back to the host; the loss does so once, for the matching.
+"""
+
+import warnings
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel, initialization
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+
+from .configuration_detr import DetrConfig
+from .loss import detection_loss
+from .nn.backbone import ConvEncoder, build_timm_backbone, build_transformers_backbone
+from .nn.frozen_norm import FrozenBatchNorm2d
+from .nn.heads import BoxHead
+from .nn.position_embedding import LearnedPositionEmbedding, SinePositionEmbedding
+from .nn.transformer import Attention, Decoder, DecoderLayer, Encoder, EncoderLayer, eager_attention
+
+# B images of height x width, H x W cells of the feature map, K = HW of them in a row, L decoder layers, Q queries,
+# D channels, C classes
+
+# While a checkpoint is being loaded, the backbone's published weights are not wanted: it brings its own.
+_loading_checkpoint: ContextVar[bool] = ContextVar("loading_checkpoint", default=False)
+
+
+@dataclass
+class DetrModelOutput(Seq2SeqModelOutput):
+    """Output of `DetrModel`.
+
+    Attributes:
+        last_hidden_state: (B, Q, D) state of each query after the last decoder layer, normed.
+        decoder_hidden_states: L + 1 of (B, Q, D): the states before each layer and `last_hidden_state`.
+        decoder_attentions, cross_attentions: L of (B, heads, Q, Q) and of (B, heads, Q, HW).
+        encoder_last_hidden_state: (B, HW, D) the encoded feature map, its rows one after the other.
+        encoder_hidden_states: encoder layers + 1 of (B, HW, D).
+        encoder_attentions: encoder layers of (B, heads, HW, HW).
+        intermediate_hidden_states: (L, B, Q, D) states after each decoder layer, normed, with `auxiliary_loss`.
+    """
+
+    intermediate_hidden_states: Tensor | None = None
+
+
+@dataclass
+class DetrObjectDetectionOutput(ModelOutput):
+    """Output of `DetrForObjectDetection`; hidden states and attentions as in `DetrModelOutput`.
+
+    Attributes:
+        loss: () the weighted sum of all layers' losses, where `labels` were given.
+        loss_dict: its parts, unweighted, with the errors that are only to be looked at; see `loss.detection_loss`.
+        logits: (B, Q, C + 1) class scores before the softmax; the last class is "no object".
+        pred_boxes: (B, Q, 4) (centre x, centre y, width, height) in [0, 1] of the visible image, padding not counted.
+        auxiliary_outputs: with `auxiliary_loss` and `labels`, a dict of `logits` and `pred_boxes` for each decoder
+            layer but the last.
+        last_hidden_state: (B, Q, D), from which heads and others read.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
+    last_hidden_state: Tensor | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+
+
+class DetrPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation, shared by the models."""
+
+    config_class = DetrConfig
+    config: DetrConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["ConvEncoder", "EncoderLayer", "DecoderLayer"]  # noqa: RUF012
+    # counters of live batch norms, which some files hold
+    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked$"]  # noqa: RUF012
+
+    def __init__(self, config: DetrConfig, *inputs, **kwargs):
+        config.check()  # fields may have been set since it was made
+        super().__init__(config, *inputs, **kwargs)
+        self.register_load_state_dict_post_hook(_ignore_batch_counters)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in Transformers. The backbone's weights come from the checkpoint alone: nothing else is opened."""
+        token = _loading_checkpoint.set(True)
+        try:
+            return super().from_pretrained(*args, **kwargs)
+        finally:
+            _loading_checkpoint.reset(token)
+
+    @property
+    def _detr(self) -> "DetrModel":
+        return self if isinstance(self, DetrModel) else self.model
+
+    def freeze_backbone(self, until: str | int | None = "all") -> None:
+        """Afterwards exactly the backbone's parameters up to and including a stage are frozen: a stage's name or index,
+        "all", or None for none. Call it before the optimizer is made. ValueError for an unknown stage."""
+        self._detr.backbone.conv_encoder.freeze(until)
+        self.config.freeze_backbone_until = until
+
+    def unfreeze_backbone(self) -> None:
+        """Trains all parameters of the backbone. Frozen norms stay frozen: see `unfreeze_norms`."""
+        self.freeze_backbone(until=None)
+
+    def freeze_norms(self) -> None:
+        """Runs the backbone's batch norms as fixed affine maps. Call it before the optimizer is made."""
+        self._detr.backbone.conv_encoder.freeze_norms()
+        self.config.freeze_backbone_norms = True
+
+    def unfreeze_norms(self) -> None:
+        """Lets the backbone's batch norms train: for backbones from random weights. Call it before the optimizer is
+        made."""
+        self._detr.backbone.conv_encoder.unfreeze_norms()
+        self.config.freeze_backbone_norms = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """The original's: Xavier in the transformer, PyTorch's own in projection and heads, queries N(0, 1).
+
+        Called for every module that did not come from a checkpoint. Transformers' functions leave loaded tensors alone.
+        """
+        if isinstance(module, Attention):
+            for projection in (module.q_proj, module.k_proj, module.v_proj):
+                # published as one (3 D, D) matrix, whose Xavier bound is smaller than that of its thirds
+                initialization.xavier_uniform_(projection.weight, gain=2**-0.5)
+                initialization.zeros_(projection.bias)
+            initialization.xavier_uniform_(module.out_proj.weight)
+            initialization.zeros_(module.out_proj.bias)
+        elif isinstance(module, (EncoderLayer, DecoderLayer)):
+            for linear in (module.fc1, module.fc2):
+                initialization.xavier_uniform_(linear.weight)
+                _uniform_bias(linear)
+        elif isinstance(module, DetrModel):
+            _pytorch_default(module.input_projection)
+            initialization.normal_(module.query_position_embeddings.weight)
+        elif isinstance(module, DetrForObjectDetection):
+            for linear in (module.class_labels_classifier, *module.bbox_predictor.layers):
+                _pytorch_default(linear)
+        elif isinstance(module, LearnedPositionEmbedding):
+            initialization.uniform_(module.row_embeddings.weight)
+            initialization.uniform_(module.column_embeddings.weight)
+        elif isinstance(module, nn.LayerNorm):
+            _ones_and_zeros(module)
+        elif isinstance(module, (FrozenBatchNorm2d, nn.BatchNorm2d, nn.GroupNorm)):
+            _ones_and_zeros(module)
+            if getattr(module, "running_mean", None) is not None:
+                initialization.zeros_(module.running_mean)
+                initialization.ones_(module.running_var)
+        elif isinstance(module, nn.Conv2d):  # a backbone's, missing in the checkpoint
+            initialization.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                initialization.zeros_(module.bias)
+        if hasattr(module, "init_non_persistent_buffers"):  # timm's tables, which no checkpoint holds
+            module.init_non_persistent_buffers()
+
+
+class _Backbone(nn.Module):
+    """Gives the network the name it has in the Hub's files: `backbone.conv_encoder.model`."""
+
+    def __init__(self, conv_encoder: ConvEncoder):
+        super().__init__()
+        self.conv_encoder = conv_encoder
+
+    @property
+    def intermediate_channel_sizes(self) -> list[int]:
+        return self.conv_encoder.intermediate_channel_sizes
+
+    @property
+    def model(self) -> nn.Module:
+        return self.conv_encoder.model
+
+
+class DetrModel(DetrPreTrainedModel):
+    """Backbone, encoder and decoder: from images to the states of the object queries (paper, figure 2)."""
+
+    def __init__(self, config: DetrConfig):
+        super().__init__(config)
+        self.backbone = _Backbone(_make_backbone(config))
+        positions = SinePositionEmbedding if config.position_embedding_type == "sine" else LearnedPositionEmbedding
+        self.position_embedding = positions(config.d_model)
+        self.query_position_embeddings = nn.Embedding(config.num_queries, config.d_model)
+        channels = self.backbone.intermediate_channel_sizes[-1]
+        self.input_projection = nn.Conv2d(channels, config.d_model, kernel_size=1)
+        common = {
+            "d_model": config.d_model,
+            "attention_dropout": config.attention_dropout,
+            "activation": ACT2FN[config.activation_function],
+            "dropout": config.dropout,
+            "activation_dropout": config.activation_dropout,
+        }
+        self.encoder = Encoder(
+            [
+                EncoderLayer(num_heads=config.encoder_attention_heads, ffn_dim=config.encoder_ffn_dim, **common)
+                for _ in range(config.encoder_layers)
+            ],
+            layerdrop=config.encoder_layerdrop,
+        )
+        self.decoder = Decoder(
+            [
+                DecoderLayer(num_heads=config.decoder_attention_heads, ffn_dim=config.decoder_ffn_dim, **common)
+                for _ in range(config.decoder_layers)
+            ],
+            d_model=config.d_model,
+            layerdrop=config.decoder_layerdrop,
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> DetrModelOutput | tuple[Tensor, ...]:
+        """Images to query states.
+
+        Args:
+            pixel_values: (B, C, height, width), normalised; padded images lie at the top left, padding is 0.
+            pixel_mask: (B, height, width), 1 or True on image, 0 on padding. Leave it out where nothing is padded: no
+                mask is then built or attended with.
+            decoder_attention_mask: (B, Q), 1 for queries that take part, 0 for others; or (Q, Q) or (B, Q, Q), 1 where
+                a query may see another.
+            encoder_outputs: what an earlier call gave as encoder outputs; backbone and encoder still give positions.
+            inputs_embeds: (B, HW, D) a projected, flattened, square feature map, instead of `pixel_values`.
+            decoder_inputs_embeds: (B, Q, D) contents of the queries, zeros unless given.
+            output_attentions, output_hidden_states, return_dict: as in Transformers.
+
+        Raises:
+            ValueError: neither or both inputs, or shapes that do not fit the model or each other.
+        """
+        config = self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return_dict = config.return_dict if return_dict is None else return_dict
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention)
+        if output_attentions:
+            attend = eager_attention  # the others do not give their weights
+
+        if inputs_embeds is None:
+            features, height, width = self._features(pixel_values, pixel_mask)
+        else:
+            features, height, width = self._given_features(pixel_values, inputs_embeds)
+        cell_mask = None  # (B, H, W) True on image
+        if pixel_mask is not None:
+            cell_mask = F.interpolate(pixel_mask[None].float(), size=(height, width))[0].bool()
+        positions = self.position_embedding(height, width, cell_mask, features.device).to(features.dtype)
+        memory_mask = None if cell_mask is None else _additive(cell_mask.flatten(1)[:, None, None], features.dtype)
+
+        encoder_states, encoder_attentions = None, None
+        if encoder_outputs is None:
+            memory, encoder_states, encoder_attentions = self.encoder(features, positions, memory_mask, attend)
+        else:
+            memory, encoder_states, encoder_attentions = _unpack_encoder_outputs(encoder_outputs)
+
+        query_positions = self.query_position_embeddings.weight[None].expand(len(memory), -1, -1)
+        if query_positions.dtype != memory.dtype:
+            query_positions = query_positions.to(memory.dtype)  # under autocast
+        queries = torch.zeros_like(query_positions) if decoder_inputs_embeds is None else decoder_inputs_embeds
+        states, states_before, self_attentions, cross_attentions = self.decoder(
+            queries,
+            query_positions,
+            memory,
+            positions,
+            _query_mask(decoder_attention_mask, memory.dtype),
+            memory_mask,
+            attend,
+        )
+
+        intermediate = None
+        if config.auxiliary_loss:
+            intermediate = self.decoder.layernorm(torch.stack(states))  # (L, B, Q, D)
+            last = intermediate[-1]
+        else:
+            last = self.decoder.layernorm(states[-1])
+
+        def hidden(before: list[Tensor] | None, final: Tensor) -> tuple[Tensor, ...] | None:
+            return (*before, final) if output_hidden_states and before is not None else None
+
+        def weights(attentions: list[Tensor] | None) -> tuple[Tensor, ...] | None:
+            return tuple(attentions) if output_attentions and attentions is not None else None
+
+        output = DetrModelOutput(
+            last_hidden_state=last,
+            decoder_hidden_states=hidden(states_before, last),
+            decoder_attentions=weights(self_attentions),
+            cross_attentions=weights(cross_attentions),
+            encoder_last_hidden_state=memory,
+            encoder_hidden_states=hidden(encoder_states, memory),
+            encoder_attentions=weights(encoder_attentions),
+            intermediate_hidden_states=intermediate,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _features(self, pixel_values: Tensor | None, pixel_mask: Tensor | None) -> tuple[Tensor, int, int]:
+        """-> the projected feature map (B, HW, D), H and W."""
+        if pixel_values is None:
+            raise ValueError("Give pixel_values, or inputs_embeds in their place.")
+        channels = self.config.num_channels
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be a floating-point tensor of shape (images, {channels}, height, width), not "
+                f"{pixel_values.dtype} {tuple(pixel_values.shape)}; the image processor makes it, and num_channels of "
+                "the configuration sets the channels."
+            )
+        if pixel_mask is not None and pixel_mask.shape != (pixel_values.shape[0], *pixel_values.shape[2:]):
+            raise ValueError(
+                f"pixel_mask must have the shape {(pixel_values.shape[0], *pixel_values.shape[2:])} of the images, not "
+                f"{tuple(pixel_mask.shape)}."
+            )
+        weight = self.input_projection.weight
+        feature_map = self.input_projection(self.backbone.conv_encoder(pixel_values.to(weight.dtype)))  # (B, D, H, W)
+        height, width = feature_map.shape[-2:]
+        return feature_map.flatten(2).transpose(1, 2), height, width
+
+    def _given_features(self, pixel_values: Tensor | None, inputs_embeds: Tensor) -> tuple[Tensor, int, int]:
+        if pixel_values is not None:
+            raise ValueError("Both pixel_values and inputs_embeds were given; keep one of them.")
+        side = int(inputs_embeds.shape[1] ** 0.5)
+        if inputs_embeds.ndim != 3 or side * side != inputs_embeds.shape[1]:
+            raise ValueError(
+                f"inputs_embeds must be a square feature map of shape (images, side * side, {self.config.d_model}), not "
+                f"{tuple(inputs_embeds.shape)}: the sides of another map cannot be told from it."
+            )
+        return inputs_embeds, side, side
+
+
+class DetrForObjectDetection(DetrPreTrainedModel):
+    """DETR: for each object query a class or "no object", and a box (Carion et al., ECCV 2020).
+
+    With `labels` it returns the loss, matching included, so that a plain `Trainer` trains it.
+    """
+
+    accepts_loss_kwargs = True  # a Trainer may pass num_items_in_batch
+
+    def __init__(self, config: DetrConfig):
+        super().__init__(config)
+        self.model = DetrModel(config)
+        self.class_labels_classifier = nn.Linear(config.d_model, config.num_labels + 1)  # and "no object"
+        self.bbox_predictor = BoxHead(config.d_model)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        num_images_in_batch: Tensor | int | None = None,
+    ) -> DetrObjectDetectionOutput | tuple[Tensor, ...]:
+        """Images to detections, and to the loss where there are labels.
+
+        Args:
+            labels: one dict per image: `class_labels` (T,) int64 in [0, C), and `boxes` (T, 4) (centre x, centre y,
+                width, height) in [0, 1] of the visible image. T may be 0. The image processor makes them.
+            num_items_in_batch: the *boxes* of the whole optimizer step where several forward passes make one.
+            num_images_in_batch: its images; see `loss.detection_loss`.
+            pixel_values and others: see `DetrModel.forward`.
+
+        Raises:
+            TypeError, ValueError: inputs or labels that do not fit; the message says where and how to mend it.
+        """
+        outputs = self.model(
+            pixel_values,
+            pixel_mask=pixel_mask,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        loss, loss_dict, auxiliary_outputs = None, None, None
+        if labels is None:
+            logits, pred_boxes = self._heads(outputs.last_hidden_state)
+        else:
+            states = outputs.intermediate_hidden_states
+            states = outputs.last_hidden_state[None] if states is None else states
+            all_logits, all_boxes = self._heads(states)  # (L, B, Q, .)
+            config = self.config
+            loss, loss_dict = detection_loss(
+                all_logits,
+                all_boxes,
+                labels,
+                class_cost=config.class_cost,
+                bbox_cost=config.bbox_cost,
+                giou_cost=config.giou_cost,
+                bbox_loss_coefficient=config.bbox_loss_coefficient,
+                giou_loss_coefficient=config.giou_loss_coefficient,
+                eos_coefficient=config.eos_coefficient,
+                num_items_in_batch=num_items_in_batch,
+                num_images_in_batch=num_images_in_batch,
+            )
+            logits, pred_boxes = all_logits[-1], all_boxes[-1]
+            if config.auxiliary_loss:
+                auxiliary_outputs = [
+                    {"logits": a, "pred_boxes": b} for a, b in zip(all_logits[:-1], all_boxes[:-1], strict=True)
+                ]
+
+        output = DetrObjectDetectionOutput(
+            loss=loss,
+            loss_dict=loss_dict,
+            logits=logits,
+            pred_boxes=pred_boxes,
+            auxiliary_outputs=auxiliary_outputs,
+            last_hidden_state=outputs.last_hidden_state,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            decoder_attentions=outputs.decoder_attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            encoder_attentions=outputs.encoder_attentions,
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _heads(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., Q, D) -> logits (..., Q, C + 1) and boxes (..., Q, 4) in [0, 1].
+
+        In the weights' own precision also under autocast: eight bits of a box's place are a pixel in 256, and the
+        heads cost nothing beside the backbone.
+        """
+        with torch.autocast(states.device.type, enabled=False):
+            states = states.to(self.class_labels_classifier.weight.dtype)
+            return self.class_labels_classifier(states), self.bbox_predictor(states).sigmoid()
+
+
+def _make_backbone(config: DetrConfig) -> ConvEncoder:
+    backbone = config.backbone_config
+    pretrained = config.use_pretrained_backbone and not _loading_checkpoint.get()
+    if backbone.model_type == "timm_backbone":
+        encoder = build_timm_backbone(
+            backbone.backbone,
+            in_chans=config.num_channels,
+            out_indices=backbone.out_indices,
+            output_stride=getattr(backbone, "output_stride", None),
+            pretrained=pretrained,
+            timm_kwargs=config.timm_kwargs,
+        )
+    else:
+        encoder = build_transformers_backbone(backbone, (backbone.name_or_path or None) if pretrained else None)
+    num_norms = encoder.freeze_norms() if config.freeze_backbone_norms else 0
+    num_frozen = encoder.freeze(config.freeze_backbone_until)
+    on_real_device = next(encoder.parameters()).device.type != "meta"
+    if (num_norms or num_frozen) and not pretrained and not _loading_checkpoint.get() and on_real_device:
+        warnings.warn(
+            f"The backbone starts from random weights, with {num_norms} frozen norms and {num_frozen} frozen parameters "
+            "that can never learn. Set use_pretrained_backbone=True, or freeze_backbone_norms=False and "
+            "freeze_backbone_until=None; ignore this if you load weights into the model next.",
+            UserWarning,
+        )
+    return encoder
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bool, True where attended -> 0 there and the least number elsewhere, which also stays finite where a whole row
+    is masked."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def _query_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """(B, Q), (B, Q, Q) or (B, 1, Q, Q) -> additive, broadcastable to (B, heads, Q, Q)."""
+    if mask is None:
+        return None
+    allowed = mask.bool()
+    if allowed.ndim == 2:
+        allowed = allowed[:, None, None]
+    elif allowed.ndim == 3:
+        allowed = allowed[:, None]
+    return _additive(allowed, dtype)
+
+
+def _unpack_encoder_outputs(outputs: BaseModelOutput | tuple[Tensor, ...]):
+    """-> memory, the states before each layer, attentions."""
+    if not isinstance(outputs, BaseModelOutput):
+        names = ("last_hidden_state", "hidden_states", "attentions")
+        outputs = BaseModelOutput(**dict(zip(names, outputs, strict=False)))
+    before = None if outputs.hidden_states is None else list(outputs.hidden_states[:-1])
+    return outputs.last_hidden_state, before, outputs.attentions
+
+
+def _ignore_batch_counters(module: nn.Module, incompatible_keys) -> None:
+    incompatible_keys.unexpected_keys[:] = [
+        key for key in incompatible_keys.unexpected_keys if not key.endswith("num_batches_tracked")
+    ]
+
+
+def _ones_and_zeros(norm: nn.Module) -> None:
+    if norm.weight is not None:
+        initialization.ones_(norm.weight)
+        initialization.zeros_(norm.bias)
+
+
+def _uniform_bias(layer: nn.Linear | nn.Conv2d) -> None:
+    bound = layer.weight[0].numel() ** -0.5  # fan in
+    initialization.uniform_(layer.bias, -bound, bound)
+
+
+def _pytorch_default(layer: nn.Linear | nn.Conv2d) -> None:
+    """What `nn.Linear` and `nn.Conv2d` start from, which the original leaves in place."""
+    bound = layer.weight[0].numel() ** -0.5
+    initialization.uniform_(layer.weight, -bound, bound)
+    _uniform_bias(layer)

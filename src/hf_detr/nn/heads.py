@@ -1,0 +1,18 @@
+"""From a query's state to its box."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BoxHead(nn.Module):
+    """A perceptron of three layers (paper, 3.2): (..., D) -> (..., 4), boxes cxcywh before the sigmoid."""
+
+    def __init__(self, d_model: int, num_layers: int = 3):
+        super().__init__()
+        widths = [d_model] * num_layers + [4]
+        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in zip(widths, widths[1:], strict=False))
+
+    def forward(self, states: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            states = F.relu(layer(states))
+        return self.layers[-1](states)
