@@ -52,7 +52,7 @@ def match(
         ValueError: predictions that are not finite; a class label outside [0, C); a target box that is not finite, has
             a negative side, or lies far outside the image (pixels instead of fractions).
     """
-    num_layers, batch_size, num_queries, num_logits = logits.shape
+    num_layers, _, num_queries, num_logits = logits.shape
     labels = targets.class_labels
     known_labels = labels.clamp(0, num_logits - 2)  # an index error would stop a GPU for good; reported below
     wrong = (labels != known_labels) | _is_impossible(targets.boxes_cxcywh)  # (N,)
@@ -112,9 +112,9 @@ def _raise_for_predictions(logits: Tensor, boxes: Tensor) -> None:
     layer, image, query = (~finite).nonzero()[0].tolist() if not finite.all() else (0, 0, 0)
     raise ValueError(
         f"The predictions are not finite (decoder layer {layer}, image {image} of the batch, query {query}: logits "
-        f"{logits[layer, image, query].tolist()[:4]}..., box {boxes[layer, image, query].tolist()}). The weights or the "
-        "input hold NaN or infinity: lower the learning rate, clip gradients (max_grad_norm=0.1), use bf16 instead of "
-        "fp16, and look at pixel_values."
+        f"{logits[layer, image, query].tolist()[:4]}..., box {boxes[layer, image, query].tolist()}). The weights or "
+        "the input hold NaN or infinity: lower the learning rate, clip gradients (max_grad_norm=0.1), use bf16 instead "
+        "of fp16, and look at pixel_values."
     )
 
 

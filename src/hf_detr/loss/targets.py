@@ -81,7 +81,7 @@ def _check_one(label: Mapping[str, Tensor], index: int) -> None:
         if not isinstance(label[key], Tensor):
             raise TypeError(f"labels[{index}][{key!r}] must be a tensor, not {type(label[key]).__name__}.")
     class_labels, boxes = label["class_labels"], label["boxes"]
-    if class_labels.ndim != 1 or class_labels.is_floating_point() and class_labels.numel():
+    if class_labels.ndim != 1 or (class_labels.is_floating_point() and class_labels.numel()):
         raise ValueError(
             f"labels[{index}]['class_labels'] must be whole numbers of shape (T,), not {class_labels.dtype} "
             f"{tuple(class_labels.shape)}."

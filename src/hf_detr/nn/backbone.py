@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoBackbone, PreTrainedConfig
 
+from .folding import fold_norms, unfold_norms
 from .frozen_norm import drop_batch_counters, freeze_norms, unfreeze_norms
 
 
@@ -37,11 +38,15 @@ class ConvEncoder(nn.Module):
         return last.permute(0, 3, 1, 2) if self._is_channels_last else last
 
     def freeze_norms(self) -> int:
-        """Fixes every batch norm (see `FrozenBatchNorm2d`); returns how many."""
-        return freeze_norms(self.model)
+        """Fixes every batch norm (see `FrozenBatchNorm2d`), in the convolution before it where there is one; returns
+        how many."""
+        count = freeze_norms(self.model)
+        fold_norms(self.model)
+        return count
 
     def unfreeze_norms(self) -> int:
         """Gives every batch norm its statistics and training back; returns how many."""
+        unfold_norms(self.model)
         return unfreeze_norms(self.model)
 
     def freeze(self, until: str | int | None) -> int:
@@ -180,7 +185,7 @@ def _stages_wanted(out_indices: list[int] | None, num_stages: int, name: str) ->
 
 
 def build_transformers_backbone(backbone_config: PreTrainedConfig, pretrained_name: str | None = None) -> ConvEncoder:
-    """A transformers AutoBackbone, with the published weights of `pretrained_name` (a Hub name or a folder) if given."""
+    """A transformers AutoBackbone, with the published weights of `pretrained_name` (a Hub name or folder) if given."""
     if pretrained_name:
         model = AutoBackbone.from_pretrained(pretrained_name, config=backbone_config)
     else:

@@ -16,6 +16,8 @@ class FrozenBatchNorm2d(nn.Module):
     (`BatchNormAct2d`), so that nothing of them is lost. All four vectors are buffers: no optimizer sees them.
     """
 
+    is_folded = False  # done by the convolution before it, see `folding`
+
     def __init__(
         self, num_features: int, eps: float = 1e-5, drop: nn.Module | None = None, act: nn.Module | None = None
     ):
@@ -30,8 +32,16 @@ class FrozenBatchNorm2d(nn.Module):
         self.act = act if act is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
+        if not self.is_folded:
+            x = F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
         return self.act(self.drop(x))
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """(C,) and (C,) float32: the norm is `x * scale + shift`."""
+        scale = self.weight.float() * (self.running_var.float() + self.eps).rsqrt()
+        return scale, self.bias.float() - self.running_mean.float() * scale
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         state_dict.pop(f"{prefix}num_batches_tracked", None)  # a live norm's counter
@@ -62,7 +72,7 @@ def freeze_norms(module: nn.Module) -> int:
 
 
 def unfreeze_norms(module: nn.Module) -> int:
-    """Replaces every frozen norm below `module` by a live batch norm with the same numbers, in place; returns how many."""
+    """Replaces every frozen norm below `module` by a live one with the same numbers, in place; returns how many."""
     count = 0
     for name, child in list(module.named_children()):
         if isinstance(child, FrozenBatchNorm2d):

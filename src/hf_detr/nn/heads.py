@@ -1,5 +1,7 @@
 """From a query's state to its box."""
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ class BoxHead(nn.Module):
     def __init__(self, d_model: int, num_layers: int = 3):
         super().__init__()
         widths = [d_model] * num_layers + [4]
-        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(widths))
 
     def forward(self, states: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

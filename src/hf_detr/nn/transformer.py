@@ -54,7 +54,7 @@ class Attention(nn.Module):
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, attend: AttentionFunction
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, Q, D), (B, K, D), (B, K, D), additive mask (B, 1, 1 or Q, K) -> (B, Q, D), weights (B, N, Q, K) or None."""
+        """(B, Q, D), (B, K, D), (B, K, D), added mask (B, 1, 1 or Q, K) -> (B, Q, D), weights (B, N, Q, K) or None."""
         output, weights = attend(
             self,
             self._heads(self.q_proj(queries)),

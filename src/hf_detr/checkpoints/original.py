@@ -1,0 +1,170 @@
+"""Checkpoints of the original DETR (facebookresearch/detr): `detr-r50-e632da11.pth` and what its training writes.
+
+The names differ, and the original packs the three projections of an attention into one matrix. Sizes are read from
+the tensors. What the tensors cannot tell is taken from the training arguments in the file, where there are any, or
+from the file's name: dilation ("dc5") and the number of heads (8 in all published files).
+"""
+
+import argparse
+import re
+import warnings
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..configuration_detr import DetrConfig
+from .coco_labels import COCO_ID2LABEL
+
+# The original's names -> ours, the first that matches; applied to whole names from the left.
+_RENAMES = (
+    (r"^backbone\.0\.body\.", "model.backbone.conv_encoder.model."),
+    (r"^backbone\.1\.row_embed\.", "model.position_embedding.row_embeddings."),
+    (r"^backbone\.1\.col_embed\.", "model.position_embedding.column_embeddings."),
+    (r"^input_proj\.", "model.input_projection."),
+    (r"^query_embed\.", "model.query_position_embeddings."),
+    (r"^class_embed\.", "class_labels_classifier."),
+    (r"^bbox_embed\.", "bbox_predictor."),
+    (r"^transformer\.decoder\.norm\.", "model.decoder.layernorm."),
+    (r"^transformer\.", "model."),
+)
+# Inside a layer; the second norm of a decoder layer belongs to the cross-attention, an encoder layer's is its last.
+_LAYER_RENAMES = (
+    (r"\.linear1\.", ".fc1."),
+    (r"\.linear2\.", ".fc2."),
+    (r"\.norm1\.", ".self_attn_layer_norm."),
+    (r"(\.decoder\.layers\.\d+)\.norm2\.", r"\1.encoder_attn_layer_norm."),
+    (r"(\.encoder\.layers\.\d+)\.norm2\.", r"\1.final_layer_norm."),
+    (r"\.norm3\.", ".final_layer_norm."),
+    (r"\.multihead_attn\.", ".encoder_attn."),
+)
+_RESNETS = {
+    (False, (2, 2, 2, 2)): "resnet18",
+    (False, (3, 4, 6, 3)): "resnet34",
+    (True, (3, 4, 6, 3)): "resnet50",
+    (True, (3, 4, 23, 3)): "resnet101",
+    (True, (3, 8, 36, 3)): "resnet152",
+}
+
+
+def load_original(path: str | PathLike, config: DetrConfig | None = None) -> tuple[DetrConfig, dict[str, Tensor]]:
+    """Reads a `.pth` of the original: the configuration it needs, and its weights under this package's names.
+
+    Only tensors and plain values are unpickled (`weights_only=True`).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of the original, or one whose configuration has to be given.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give the .pth of the original DETR.")
+    with torch.serialization.safe_globals([argparse.Namespace]):  # training writes its arguments beside the weights
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{path}: not a file of tensors written by torch.save ({error}).") from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path}: holds a {type(checkpoint).__name__}, not the dict of a DETR checkpoint.")
+    weights = checkpoint.get("model", checkpoint)
+    arguments = vars(checkpoint["args"]) if isinstance(checkpoint.get("args"), argparse.Namespace) else {}
+    weights = _detection_part(weights, path)
+    config = config or _read_config(weights, arguments, path)
+    return config, convert_names(weights)
+
+
+def convert_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The original's state dict under this package's names; packed projections are cut into their three parts."""
+    converted: dict[str, Tensor] = {}
+    for original_name, tensor in weights.items():
+        if original_name.endswith("num_batches_tracked"):
+            continue
+        name = original_name
+        for pattern, replacement in _RENAMES:
+            name, found = re.subn(pattern, replacement, name)
+            if found:
+                break
+        if name.startswith(("model.encoder.", "model.decoder.")):
+            for pattern, replacement in _LAYER_RENAMES:
+                name = re.sub(pattern, replacement, name)
+        packed = re.fullmatch(r"(.*\.)in_proj_(weight|bias)", name)
+        if packed:
+            for part, third in zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True):
+                converted[f"{packed[1]}{part}.{packed[2]}"] = third.clone()
+        else:
+            converted[name] = tensor
+    return converted
+
+
+def _detection_part(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    if any(name.startswith("detr.") for name in weights):
+        dropped = sorted({name.split(".")[0] for name in weights if not name.startswith("detr.")})
+        warnings.warn(f"{path}: a segmentation checkpoint; its detector is taken, {', '.join(dropped)} are left out.")
+        weights = {name.removeprefix("detr."): tensor for name, tensor in weights.items() if name.startswith("detr.")}
+    needed = ("input_proj.weight", "query_embed.weight", "class_embed.weight", "transformer.decoder.norm.weight")
+    missing = [name for name in needed if name not in weights]
+    if missing:
+        raise ValueError(
+            f"{path}: not a checkpoint of the original DETR, it has no {', '.join(missing)}. Checkpoints of "
+            "transformers are loaded with from_pretrained."
+        )
+    return weights
+
+
+def _read_config(weights: dict[str, Tensor], arguments: dict[str, Any], path: Path) -> DetrConfig:
+    if arguments.get("pre_norm"):
+        raise ValueError(f"{path}: trained with --pre_norm, an architecture that DetrConfig does not describe.")
+    d_model = weights["input_proj.weight"].shape[0]
+    num_labels = weights["class_embed.weight"].shape[0] - 1
+    heads = arguments.get("nheads", 8)
+    dropout = arguments.get("dropout", 0.1)
+    is_coco = num_labels == len(COCO_ID2LABEL)
+    try:
+        return DetrConfig(
+            backbone=_read_backbone(weights, path),
+            dilation=arguments.get("dilation", "dc5" in path.stem.lower()),
+            d_model=d_model,
+            num_queries=weights["query_embed.weight"].shape[0],
+            encoder_layers=_count_layers(weights, "encoder"),
+            decoder_layers=_count_layers(weights, "decoder"),
+            encoder_ffn_dim=_ffn_dim(weights, "encoder"),
+            decoder_ffn_dim=_ffn_dim(weights, "decoder"),
+            encoder_attention_heads=heads,
+            decoder_attention_heads=heads,
+            dropout=dropout,
+            attention_dropout=dropout,
+            activation_dropout=dropout,
+            position_embedding_type="learned" if "backbone.1.row_embed.weight" in weights else "sine",
+            id2label=COCO_ID2LABEL if is_coco else {index: f"LABEL_{index}" for index in range(num_labels)},
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: its sizes make no DETR with {heads} heads; pass config=DetrConfig(...). {error}"
+        ) from error
+
+
+def _read_backbone(weights: dict[str, Tensor], path: Path) -> str:
+    prefix = "backbone.0.body."
+    blocks = [
+        len({name.split(".")[4] for name in weights if name.startswith(f"{prefix}layer{stage}.")})
+        for stage in range(1, 5)
+    ]
+    has_bottlenecks = f"{prefix}layer1.0.conv3.weight" in weights
+    name = _RESNETS.get((has_bottlenecks, tuple(blocks)))
+    if name is None:
+        raise ValueError(
+            f"{path}: its backbone has stages of {blocks} blocks, which is no ResNet-18, 34, 50, 101 or 152; pass "
+            "config=DetrConfig(backbone=...)."
+        )
+    return name
+
+
+def _count_layers(weights: dict[str, Tensor], part: str) -> int:
+    return len({name.split(".")[3] for name in weights if name.startswith(f"transformer.{part}.layers.")})
+
+
+def _ffn_dim(weights: dict[str, Tensor], part: str) -> int:
+    first = weights.get(f"transformer.{part}.layers.0.linear1.weight")
+    return 2048 if first is None else first.shape[0]

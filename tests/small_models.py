@@ -1,0 +1,73 @@
+"""Models small enough for a test, and inputs for them."""
+
+import warnings
+
+import torch
+
+from hf_detr import DetrConfig, DetrForObjectDetection
+
+SIZES = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "num_queries": 9,
+    "num_labels": 5,
+}
+
+
+def small_config(**changes) -> DetrConfig:
+    return DetrConfig(**{"backbone": "test_resnet", **SIZES, **changes})
+
+
+def small_model(model_class=DetrForObjectDetection, seed: int = 0, **changes):
+    """A fresh model in eval mode whose norms have statistics and whose heads say different things of each query."""
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The backbone starts from random weights")
+        model = model_class(small_config(**changes))
+    return with_statistics(model).eval()
+
+
+@torch.no_grad()
+def with_statistics(model: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
+    """Norm statistics, scales and shifts as after training: at 0 and 1 a norm that does nothing would pass a test."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if name.endswith("running_var"):
+            tensor.copy_(0.5 + noise.abs())
+        elif name.endswith("running_mean"):
+            tensor.copy_(0.1 * noise)
+        elif name.endswith("norm.weight") or (tensor.ndim == 1 and name.endswith("weight")):
+            tensor.copy_(1 + 0.1 * noise)
+        elif name.endswith("bias"):
+            tensor.copy_(0.1 * noise)
+    return model
+
+
+def images(*sizes_hw: tuple[int, int], channels: int = 3, seed: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random images at the top left of a canvas -> pixel_values (B, C, H, W) and pixel_mask (B, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = max(h for h, _ in sizes_hw), max(w for _, w in sizes_hw)
+    pixel_values = torch.zeros(len(sizes_hw), channels, height, width)
+    pixel_mask = torch.zeros(len(sizes_hw), height, width, dtype=torch.int64)
+    for index, (h, w) in enumerate(sizes_hw):
+        pixel_values[index, :, :h, :w] = torch.randn(channels, h, w, generator=generator)
+        pixel_mask[index, :h, :w] = 1
+    return pixel_values, pixel_mask
+
+
+def targets(*counts: int, num_labels: int = 5, seed: int = 3) -> list[dict[str, torch.Tensor]]:
+    """Random labels, `counts` objects per image."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "class_labels": torch.randint(num_labels, (count,), generator=generator),
+            "boxes": torch.rand(count, 4, generator=generator) * 0.4 + 0.2,
+        }
+        for count in counts
+    ]
