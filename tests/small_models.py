@@ -46,6 +46,8 @@ def with_statistics(model: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
             tensor.copy_(1 + 0.1 * noise)
         elif name.endswith("bias"):
             tensor.copy_(0.1 * noise)
+        elif any(part in name for part in ("attn", "classifier", "predictor")):
+            tensor.mul_(3)  # attention that prefers something, and queries that disagree
     return model
 
 

@@ -104,6 +104,22 @@ def test_without_padding_mixed_sizes_are_a_list_or_an_error(processor):
     assert processor(images[:1] * 2, do_pad=False, return_tensors="pt").pixel_values.shape == (2, 3, 32, 48)
 
 
+def test_a_large_batch_outlives_its_processor_and_can_be_shared_and_pickled():
+    images = [random_image(500, 600, seed) for seed in range(3)]
+    values = DetrImageProcessor(size=500)(images, return_tensors="pt")["pixel_values"]
+    expected = torch.stack([torch.from_numpy(np.array(image)) for image in images]).permute(0, 3, 1, 2) / 255
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+    expected = (expected - mean) / std
+    for again in (
+        values,
+        pickle.loads(pickle.dumps(values)),
+        copy.deepcopy(values),
+        values.share_memory_(),
+        values + 0,
+    ):
+        assert torch.allclose(again, expected, atol=1e-5)
+
+
 def test_numpy_tensors_on_request(processor):
     encoded = processor(random_image(32, 48), annotation([1, 2, 3, 4]), return_tensors="np")
     assert isinstance(encoded["pixel_values"], np.ndarray)
@@ -395,8 +411,8 @@ def test_an_unknown_argument_is_named_with_its_neighbours(processor):
     "settings",
     [
         {"size": {"shortest_edge": 800}}, {"size": {"height": 5}}, {"size": "big"}, {"size": True}, {"size": 0},
-        {"pad_size": {"w": 3}}, {"pad_size": -1}, {"image_std": [1, 0, 1]}, {"image_mean": [float("nan")]}, {"rescale_factor": 0},
-        {"resample": 9}, {"on_bad_box": "ignore"}, {"format": "voc"}, {"do_pad": "yes"},
+        {"pad_size": {"w": 3}}, {"pad_size": -1}, {"image_std": [1, 0, 1]}, {"image_mean": [float("nan")]},
+        {"rescale_factor": 0}, {"resample": 9}, {"on_bad_box": "ignore"}, {"format": "voc"}, {"do_pad": "yes"},
     ],
 )  # fmt: skip
 def test_an_impossible_setting_is_refused_at_once_and_in_a_call(processor, settings):

@@ -1,0 +1,188 @@
+"""What an image processor is told: sizes, switches and statistics, checked and in one form, from files of any age."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torchvision.transforms.v2 import InterpolationMode
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import SizeDict, get_image_size_for_max_height_width
+
+Size = int | tuple[int, int] | list[int] | dict[str, int] | SizeDict
+
+LONGEST_EDGE_PX = 1333  # of the published models, and what an integer `size` means in the files of 2021
+ANNOTATION_FORMATS = ("coco_detection", "coco_panoptic")
+BAD_BOX_POLICIES = ("error", "drop", "clip")
+# PIL's numbers, which the files carry; what PIL calls nearest is torchvision's nearest-exact
+RESAMPLE_MODES = {0: InterpolationMode.NEAREST_EXACT, 2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}
+_SIZE_KEYS = ({"shortest_edge", "longest_edge"}, {"height", "width"}, {"max_height", "max_width"})
+_SWITCHES = (
+    "do_resize",
+    "do_rescale",
+    "do_normalize",
+    "do_pad",
+    "do_convert_rgb",
+    "do_convert_annotations",
+    "do_exif_transpose",
+)
+
+# Written by stock transformers of some generation, and without a meaning here: what they say is always so, or is
+# bookkeeping. `do_center_crop` and `crop_size` are not among them: they would change the picture.
+IGNORED_FILE_KEYS = {
+    "image_processor_type",
+    "feature_extractor_type",
+    "processor_class",
+    "auto_map",
+    "transformers_version",
+    "use_fast",
+    "backend",
+    "_valid_processor_keys",
+    "_valid_kwargs_names",
+    "_max_size",
+    "_processor_class",
+    "_name_or_path",
+    "model_input_names",
+    "default_to_square",
+    "data_format",
+    "input_data_format",
+    "device",
+    "return_tensors",
+    "disable_grouping",
+    "image_seq_length",
+    "masks_path",
+    "return_segmentation_masks",
+    "num_labels",
+    "trust_remote_code",
+    "code_revision",
+}
+
+
+def unknown_argument_error(where: str, unknown: Iterable[str], valid: Iterable[str]) -> TypeError:
+    """The TypeError for arguments that `where` does not take: it names them, and the valid names nearest to each."""
+    valid, hints = sorted(valid), []
+    for name in unknown:
+        near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+        hints.append(f"{name!r}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
+    return TypeError(f"{where}: unknown argument {', '.join(hints)}; it takes {', '.join(valid)}.")
+
+
+def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same settings in one form: sizes as dicts, statistics as lists of float, enumerations as their plain values.
+
+    Raises:
+        ValueError: naming the setting, its value, and what it may be.
+    """
+    checked = dict(settings)
+    checked["format"] = _one_of("format", settings["format"], ANNOTATION_FORMATS)
+    checked["on_bad_box"] = _one_of("on_bad_box", settings["on_bad_box"], BAD_BOX_POLICIES)
+    checked["size"] = as_size_dict(settings["size"])
+    checked["pad_size"] = None if settings["pad_size"] is None else as_pad_size_dict(settings["pad_size"])
+    for name in _SWITCHES:
+        if settings[name] not in (True, False):
+            raise ValueError(f"{name}={settings[name]!r}: expected True or False.")
+        checked[name] = bool(settings[name])
+
+    resample = settings["resample"]
+    torchvision_numbers = {mode: number for number, mode in RESAMPLE_MODES.items()}
+    checked["resample"] = torchvision_numbers[resample] if resample in torchvision_numbers else int(resample)
+    if checked["resample"] not in RESAMPLE_MODES:
+        raise ValueError(f"resample={resample!r}: expected 0 (nearest), 2 (bilinear, the paper's) or 3 (bicubic).")
+
+    rescale_factor = settings["rescale_factor"]
+    if not math.isfinite(rescale_factor) or rescale_factor <= 0:
+        raise ValueError(f"rescale_factor={rescale_factor!r}: expected a number above 0, such as 1/255.")
+    for name in ("image_mean", "image_std"):
+        value = settings[name]
+        values = [float(v) for v in value] if isinstance(value, Iterable) else [float(value)]
+        if not values or not all(map(math.isfinite, values)) or (name == "image_std" and min(values) <= 0):
+            raise ValueError(f"{name}={value!r}: expected one finite number a channel, and for image_std above 0.")
+        checked[name] = values
+    return checked
+
+
+def as_size_dict(size: Size, max_size: int | None = None) -> dict[str, int]:
+    """`size` as one of {shortest_edge, longest_edge}, {height, width}, {max_height, max_width}, in pixels.
+
+    An integer is the shortest edge, with the longest at most `max_size` (1333 where none is said); a pair is exactly
+    (height, width).
+    """
+    if isinstance(size, int) and not isinstance(size, bool):
+        size = {"shortest_edge": size, "longest_edge": max_size or LONGEST_EDGE_PX}
+    else:
+        size = _dict_of("size", size)
+        if set(size) == {"shortest_edge"} and max_size is not None:
+            size["longest_edge"] = max_size
+    if set(size) not in _SIZE_KEYS:
+        raise ValueError(
+            f"size={size!r}: expected the keys shortest_edge and longest_edge (keeps the aspect ratio), height and "
+            f"width (exact), or max_height and max_width (keeps the aspect ratio)."
+        )
+    return _positive_pixels("size", size)
+
+
+def as_pad_size_dict(pad_size: Size) -> dict[str, int]:
+    """`pad_size` as {height, width} in pixels; an integer is a square."""
+    pad_size = {"height": pad_size, "width": pad_size} if isinstance(pad_size, int) else _dict_of("pad_size", pad_size)
+    if set(pad_size) != {"height", "width"}:
+        raise ValueError(f"pad_size={pad_size!r}: expected the keys height and width, an integer, or (height, width).")
+    return _positive_pixels("pad_size", pad_size)
+
+
+def resized_hw(image_hw: tuple[int, int], size: dict[str, int]) -> tuple[int, int]:
+    """(height, width) in pixels after resizing an image of `image_hw` as `size` says; never below 1.
+
+    The rounding is stock transformers', to the pixel: an image must have the shape its checkpoint was trained with.
+    """
+    if "height" in size:
+        return size["height"], size["width"]
+    if "max_height" in size:
+        height, width = get_image_size_for_max_height_width(image_hw, size["max_height"], size["max_width"])
+    else:
+        height, width = get_size_with_aspect_ratio(image_hw, size["shortest_edge"], size["longest_edge"])
+    return max(height, 1), max(width, 1)  # a very long and thin image would round to nothing
+
+
+def translate_file(file_settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a preprocessor_config.json, old names made new, then `overrides` (old names too) on top.
+
+    2021: `size` and `max_size` are integers, `pad_and_return_pixel_mask` is today's `do_pad`. None means the default.
+    What stands for nothing here is left out; keys that nobody knows stay, for the caller to judge.
+    """
+    settings: dict[str, Any] = {}
+    for source in (file_settings, overrides):
+        source = {name: value for name, value in source.items() if name not in IGNORED_FILE_KEYS and value is not None}
+        if "pad_and_return_pixel_mask" in source:
+            source.setdefault("do_pad", source.pop("pad_and_return_pixel_mask"))
+        max_size = source.pop("max_size", None)
+        if "size" in source:
+            source["size"] = as_size_dict(source["size"], max_size)
+        elif max_size is not None:
+            source["size"] = {**settings.get("size", {"shortest_edge": 800}), "longest_edge": max_size}
+        if not source.get("do_center_crop", False):
+            source.pop("do_center_crop", None)
+            source.pop("crop_size", None)
+        settings.update(source)
+    return settings
+
+
+def _dict_of(name: str, size: Any) -> dict[str, Any]:
+    if isinstance(size, (Mapping, SizeDict)):
+        return dict(size)
+    if isinstance(size, (tuple, list)) and len(size) == 2:
+        return {"height": size[0], "width": size[1]}
+    raise ValueError(f"{name}={size!r}: expected an integer, (height, width) or a dict, in pixels.")
+
+
+def _positive_pixels(name: str, size: dict[str, Any]) -> dict[str, int]:
+    for key, value in size.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}[{key!r}]={value!r}: expected a whole number of pixels, 1 or more.")
+    return dict(size)
+
+
+def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    value = getattr(value, "value", value)  # transformers' AnnotationFormat is an enumeration
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}.")
+    return value

@@ -1,0 +1,165 @@
+"""From rows of the schema to what the model takes, one picture at a time and unpadded: the collator pads."""
+
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+import torch
+from datasets import Dataset, Image, IterableDataset
+from PIL import Image as PILImage
+from PIL import ImageOps
+
+from .augmentation import paper_augmentation
+from .records import UNREADABLE
+
+Augment = Callable[[dict[str, Any]], dict[str, Any]]
+
+_REMEDY = "replace the file or leave the row out (hf-detr check lists all such images)"
+
+
+class DetectionTransform:
+    """Batch of rows -> {"pixel_values": [(C, h, w) float32 ...], "labels": [label dict ...]}; for `with_transform`.
+
+        train = dataset["train"].with_transform(DetectionTransform(processor, augment="paper"))
+
+    `processor` is a DetrImageProcessor; it is called picture by picture without padding, so that labels are those of
+    the visible picture and padding happens once, in `DetectionCollator`. `augment` changes rows before: "paper"
+    (`augmentation.PaperAugmentation` at the processor's own size), a callable from row to row
+    ({image, image_id, width, height, objects}), or several in turn. An augmentation with a true attribute `resizes`
+    gives pictures of their final size, and the processor does not resize again unless its size is exact.
+
+    Rows without `objects` (a data set to predict on) give no labels. Raises ValueError naming image_id and file for a
+    picture that cannot be decoded or that has not the size its row says: boxes would be wrong. With datasets whose
+    image column decodes by itself the former is raised by `datasets`, without the name: `transform_dataset` avoids it.
+    """
+
+    def __init__(self, processor: Any, augment: str | Augment | Sequence[Augment] | None = None):
+        size = dict(processor.size)
+        self.processor = processor
+        self.augment = _augmentations(augment, size)
+        exact = size.get("height") is not None and size.get("width") is not None
+        self.do_resize = processor.do_resize and (exact or not any(getattr(a, "resizes", False) for a in self.augment))
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list]:
+        """Columns of the rows in, lists of tensors and label dicts out."""
+        if "image" not in batch:
+            raise ValueError(
+                f"the rows have no column 'image', only {list(batch)}; select whole rows, and with a Trainer set "
+                "remove_unused_columns=False."
+            )
+        result: dict[str, list] = {"pixel_values": []}
+        if "objects" in batch:
+            result["labels"] = []
+        for index in range(len(batch["image"])):
+            row = {name: values[index] for name, values in batch.items()}
+            encoded = self._encode(row)
+            result["pixel_values"].append(encoded["pixel_values"][0])
+            if "objects" in batch:
+                result["labels"].append({name: torch.as_tensor(value) for name, value in encoded["labels"][0].items()})
+        return result
+
+    def _encode(self, row: dict[str, Any]) -> Mapping[str, Any]:
+        row["image"] = decode_image(row, check_size=True)
+        options = {"do_pad": False, "do_resize": self.do_resize, "return_tensors": "pt"}
+        if "objects" not in row:
+            return self.processor(images=row["image"], **options)
+        row["objects"] = _as_columns(row["objects"])
+        for augment in self.augment:
+            row = augment(row)
+            _check_augmented(row, augment)
+        annotation = {"image_id": row["image_id"], "annotations": _as_coco(row["objects"])}
+        return self.processor(images=row["image"], annotations=annotation, **options)
+
+
+def transform_dataset(dataset: Any, transform: DetectionTransform) -> Any:
+    """A data set (or dict of splits) whose rows come out transformed, decoding errors naming the picture.
+
+    Map-style data sets decode and transform when a row is asked for; streams do so as they pass.
+    """
+    if isinstance(dataset, dict):
+        return type(dataset)({split: transform_dataset(one, transform) for split, one in dataset.items()})
+    undecoded = dataset.cast_column("image", Image(decode=False))
+    if isinstance(dataset, Dataset):
+        return undecoded.with_transform(transform)
+    if isinstance(dataset, IterableDataset):
+        columns = list(undecoded.features or undecoded._resolve_features().features)
+        return undecoded.map(transform, batched=True, batch_size=1, remove_columns=columns)
+    raise TypeError(f"expected a datasets object, got {type(dataset).__name__}; use load_detection_dataset.")
+
+
+def _augmentations(augment: Any, size: dict[str, int | None]) -> list[Augment]:
+    if augment is None:
+        return []
+    if augment == "paper":
+        edges = [
+            size.get(name) for name in ("shortest_edge", "longest_edge", "height", "width", "max_height", "max_width")
+        ]
+        shortest, longest, *sides = edges
+        shortest = shortest or min(side for side in sides if side)
+        return [paper_augmentation(shortest, longest and max(longest, shortest))]
+    several = list(augment) if isinstance(augment, (list, tuple)) else [augment]
+    if not all(callable(one) for one in several):
+        raise TypeError(f"augment must be 'paper', a callable from row to row, or a list of them, got {augment!r}.")
+    return several
+
+
+def _place(row: Mapping[str, Any], image: Any = None) -> str:
+    path = image.get("path") if isinstance(image, Mapping) else getattr(image, "filename", None)
+    return f"image_id {row.get('image_id')}" + (f" ({path})" if path else "")
+
+
+def decode_image(row: Mapping[str, Any], check_size: bool = False) -> Any:
+    """The upright picture of a row, decoded from its bytes or path where `datasets` has not.
+
+    Raises ValueError naming image_id and file where that fails and, with `check_size`, for a picture that is not
+    `width` x `height` of the row.
+    """
+    image = row["image"]
+    place = _place(row, image)
+    if isinstance(image, Mapping):
+        try:
+            opened = PILImage.open(BytesIO(image["bytes"]) if image.get("bytes") else image["path"])
+            opened.load()
+        except FileNotFoundError as error:
+            raise ValueError(f"{place}: no such file; {_REMEDY}.") from error
+        except UNREADABLE as error:
+            raise ValueError(f"{place}: the picture cannot be decoded ({error}); {_REMEDY}.") from error
+        image = ImageOps.exif_transpose(opened)
+    if check_size and isinstance(image, PILImage.Image) and row.get("width") and row.get("height"):
+        claimed = (row["width"], row["height"])
+        if image.size != claimed:
+            raise ValueError(
+                f"{place}: the picture is {image.width} x {image.height} pixels but its row says "
+                f"{claimed[0]} x {claimed[1]}, so its boxes cannot be trusted; correct one of the two."
+            )
+    return image
+
+
+def _as_columns(objects: Any) -> dict[str, list]:
+    """Objects as a dict of lists, whichever of the two layouts they come in."""
+    if isinstance(objects, Mapping):
+        return {name: list(values) for name, values in objects.items()}
+    return {name: [one[name] for one in objects] for name in (objects[0] if objects else ("bbox", "category"))}
+
+
+def _as_coco(objects: dict[str, list]) -> list[dict[str, Any]]:
+    names = {"bbox": "bbox", "category": "category_id", "area": "area", "iscrowd": "iscrowd"}
+    annotations = []
+    for index in range(len(objects["bbox"])):
+        one = {key: objects[name][index] for name, key in names.items() if name in objects}
+        x, y, w, h = (float(value) for value in one["bbox"])
+        annotations.append({"area": w * h, "iscrowd": 0, **one, "bbox": [x, y, w, h]})
+    return annotations
+
+
+def _check_augmented(row: Any, augment: Augment) -> None:
+    name = getattr(augment, "__name__", type(augment).__name__)
+    if not isinstance(row, Mapping) or not {"image", "image_id", "objects"} <= set(row):
+        got = list(row) if isinstance(row, Mapping) else type(row).__name__
+        raise ValueError(f"augment {name} must return a row with image, image_id and objects, got {got}.")
+    lengths = {key: len(values) for key, values in row["objects"].items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"{_place(row)}: after augment {name} the lists of objects differ in length, {lengths}; whatever it drops "
+            "it must drop from every list."
+        )

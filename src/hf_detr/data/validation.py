@@ -1,0 +1,260 @@
+"""`check_dataset`: every problem of a detection data set in one report, before training meets them one by one."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datasets import Image
+from PIL import UnidentifiedImageError
+
+from .bad_boxes import box_problem, look_like_corners, look_like_fractions
+from .loading import load
+from .records import UNREADABLE, Findings, upright_size
+from .report import Report, SplitSummary, Spread, size_classes
+from .schema import class_names, original_category_ids
+
+_UNIONS = ("trainval", "all", "full")  # lists that hold other splits on purpose
+_WAYS_OUT = "correct it, or load with on_bad_box='drop' or 'clip'"
+
+
+def check_dataset(
+    source: Any,
+    format: str = "auto",
+    *,
+    num_queries: int = 100,
+    decode_images: bool = True,
+    **options: Any,
+) -> Report:
+    """Reads a data set (whatever `load_detection_dataset` takes, with its options) and reports what is in it and wrong.
+
+    Found are: missing and corrupt pictures (fully decoded; `decode_images=False` reads headers only) and sizes that
+    differ from the annotated; boxes that are empty, negative, not finite or outside their image; boxes that look like
+    corners given as xywh, or like fractions given as pixels; unknown classes, corrupt annotations; ids given twice,
+    the same object or picture twice, the same picture in two splits; classes without objects; more objects in an
+    image than `num_queries`. Pictures are compared by their bytes.
+
+    Raises ValueError only where nothing can be read at all (no data set found, broken JSON or YAML, two classes of
+    one name).
+    """
+    findings = Findings(collect=True)
+    loaded = load(source, format, findings, on_bad_box="keep", **options)
+    names = class_names(loaded.splits)
+    report = Report(
+        source=str(source) if isinstance(source, (str, Path)) else "data set",
+        format=loaded.format,
+        classes=names,
+        original_ids=original_category_ids(loaded.splits),
+        num_queries=num_queries,
+        splits={},
+        problems=findings.problems,
+    )
+    pictures: dict[bytes, list[tuple[str, str]]] = defaultdict(list)  # digest of the file -> (split, place)
+    for split, dataset in loaded.splits.items():
+        check = _SplitCheck(split, names, findings, num_queries, loaded.places)
+        for row, seen in _with_pictures(dataset, decode_images):
+            check.add(row, seen)
+            if seen.digest:
+                pictures[seen.digest].append((split, check.place(row)))
+        report.splits[split] = check.finish()
+    _forget_repeated(findings)
+    _report_same_pictures(pictures, findings)
+    _report_classes(report, findings)
+    return report
+
+
+@dataclass
+class _Picture:
+    """What opening a picture told."""
+
+    digest: bytes = b""
+    size_wh: tuple[int, int] | None = None
+    problem: tuple[str, str] | None = None  # kind and message
+
+
+@dataclass
+class _SplitCheck:
+    """Collects numbers and problems of one split, row by row."""
+
+    split: str
+    names: list[str]
+    findings: Findings
+    num_queries: int
+    places: dict
+    image_ids: dict[int, str] = field(default_factory=dict)
+    object_ids: dict[int, str] = field(default_factory=dict)
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    boxes: list = field(default_factory=list)
+    box_sizes_wh: list = field(default_factory=list)
+    areas: list[float] = field(default_factory=list)
+    by_class: Counter = field(default_factory=Counter)
+    crowds: int = 0
+    bad: int = 0
+
+    def place(self, row: dict) -> str:
+        """Which picture: id and, where there is one, file."""
+        path = row["image"].get("path") if row["image"] else None
+        return f"image_id {row['image_id']}" + (f" ({path})" if path else f" (split {self.split!r})")
+
+    def error(self, kind: str, where: str, message: str) -> None:
+        """One more error of this split."""
+        self.findings.error(kind, where, message, self.split)
+
+    def add(self, row: dict, seen: _Picture) -> None:
+        """One row, its picture having been looked at."""
+        place, width, height = self.place(row), row["width"], row["height"]
+        if seen.problem:
+            self.error(seen.problem[0], place, seen.problem[1])
+        elif seen.size_wh and width and height and seen.size_wh != (width, height):
+            message = (
+                f"the picture is {seen.size_wh[0]} x {seen.size_wh[1]} pixels, annotated as {width} x {height}; "
+                "its boxes cannot be trusted: correct the annotated size, or the picture."
+            )
+            self.error("size differs", place, message)
+        if row["image_id"] in self.image_ids:
+            message = f"image_id {row['image_id']} is that of {self.image_ids[row['image_id']]} too; renumber."
+            self.error("duplicate id", place, message)
+        self.image_ids.setdefault(row["image_id"], place)
+        if width and height:
+            self.widths.append(width)
+            self.heights.append(height)
+        self._add_objects(row, place)
+
+    def _add_objects(self, row: dict, place: str) -> None:
+        objects, width, height = row["objects"], row["width"], row["height"]
+        same: Counter = Counter()
+        for number, box, category, crowd in zip(
+            objects["id"], objects["bbox"], objects["category"], objects["iscrowd"], strict=True
+        ):
+            where = self.places.get((self.split, row["image_id"], number), f"{place}, object {number}")
+            if number in self.object_ids:
+                message = f"annotation id {number} is also that of {self.object_ids[number]}; renumber the annotations."
+                self.error("duplicate id", where, message)
+            self.object_ids.setdefault(number, place)
+            self.crowds += crowd
+            self.by_class[category] += 1
+            same[tuple(box), category] += 1
+            if same[tuple(box), category] == 2:
+                message = f"the same box and class ({self.names[category]}) more than once; remove the copies."
+                self.findings.warning("duplicate object", where, message, self.split)
+            if not (width and height):
+                continue  # an unreadable picture of unknown size, reported as such
+            problem = box_problem(box, width, height)
+            if problem != "not finite":
+                self.boxes.append(box)
+                self.box_sizes_wh.append((width, height))
+            if problem:
+                self.bad += 1
+                numbers = ", ".join(f"{value:g}" for value in box)
+                self.error(f"box: {problem}", where, f"[{numbers}] (xywh) of {width} x {height} pixels; {_WAYS_OUT}.")
+            else:
+                self.areas.append(box[2] * box[3])
+        wanted = len(objects["id"]) - sum(objects["iscrowd"])
+        self.counts.append(len(objects["id"]))
+        if wanted > self.num_queries:
+            message = (
+                f"{wanted} objects, more than num_queries={self.num_queries}: {wanted - self.num_queries} can never be "
+                f"found; set num_queries to {wanted} or more."
+            )
+            self.error("more objects than queries", place, message)
+
+    def finish(self) -> SplitSummary:
+        """What concerns all boxes of the split, and its numbers."""
+        where = f"split {self.split!r}"
+        if look_like_fractions(self.boxes, max((*self.widths, *self.heights), default=0)):
+            message = (
+                "all boxes are numbers up to 1: fractions, not pixels; load with bbox_format='xywh_fraction' or such."
+            )
+            self.error("fractions given as pixels", where, message)
+        if look_like_corners(self.boxes, self.box_sizes_wh):
+            message = (
+                "boxes leave their images as left, top, width, height, and all make sense as left, top, right, bottom; "
+                "if they are, load with bbox_format='xyxy'."
+            )
+            self.error("corners given as xywh", where, message)
+        if not self.counts:
+            self.error("empty split", where, "no images; check the list or folder of this split.")
+        return SplitSummary(
+            images=len(self.counts),
+            images_without_objects=sum(count == 0 for count in self.counts),
+            objects=sum(self.counts),
+            crowds=self.crowds,
+            bad_boxes=self.bad,
+            objects_by_class={name: self.by_class[index] for index, name in enumerate(self.names)},
+            objects_per_image=Spread.of(self.counts),
+            image_width_px=Spread.of(self.widths),
+            image_height_px=Spread.of(self.heights),
+            box_size_px=Spread.of([round(area**0.5, 1) for area in self.areas]),
+            small_medium_large=size_classes(self.areas),
+        )
+
+
+def _with_pictures(dataset: Any, decode: bool) -> Iterator[tuple[dict, _Picture]]:
+    """Rows with what their picture told; pictures are read by a few threads, a few dozen at a time."""
+    rows = iter(dataset.cast_column("image", Image(decode=False)))
+    with ThreadPoolExecutor() as pool:
+        while chunk := list(islice(rows, 64)):
+            yield from zip(chunk, pool.map(lambda row: _look(row["image"], decode), chunk), strict=True)
+
+
+def _look(image: dict | None, decode: bool) -> _Picture:
+    if not image or not (image.get("bytes") or image.get("path")):
+        return _Picture(problem=("missing image", "the row has no picture; add it or remove the row."))
+    try:
+        content = image.get("bytes") or Path(image["path"]).read_bytes()
+    except FileNotFoundError:
+        return _Picture(problem=("missing image", "no such file; restore it or remove its entry."))
+    except OSError as error:
+        return _Picture(problem=("corrupt image", f"cannot be read ({error}); check the file."))
+    digest = blake2b(content, digest_size=16).digest()
+    try:
+        return _Picture(digest, upright_size(BytesIO(content), decode))
+    except UNREADABLE as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        return _Picture(
+            digest, problem=("corrupt image", f"cannot be decoded ({reason}); replace it or remove its entry.")
+        )
+
+
+def _forget_repeated(findings: Findings) -> None:
+    """A file and line in train and, again, in trainval has one problem, not two."""
+    known = {(one.kind, one.where) for one in findings.problems if one.split not in _UNIONS}
+    findings.problems[:] = [
+        one for one in findings.problems if one.split not in _UNIONS or (one.kind, one.where) not in known
+    ]
+
+
+def _report_same_pictures(pictures: dict[bytes, list[tuple[str, str]]], findings: Findings) -> None:
+    for places in pictures.values():
+        by_split: dict[str, list[str]] = defaultdict(list)
+        for split, place in places:
+            by_split[split].append(place)
+        for split, several in by_split.items():
+            if len(several) > 1:
+                message = f"the same picture as {', '.join(several[1:])}; remove the copies."
+                findings.warning("duplicate image", several[0], message, split)
+        apart = [split for split in by_split if split not in _UNIONS]
+        if len(apart) > 1:
+            first, *others = apart
+            message = f"the same picture is in split {first!r} too ({by_split[first][0]}); keep it in one of them."
+            for other in others:
+                findings.error("leak between splits", by_split[other][0], message, other)
+
+
+def _report_classes(report: Report, findings: Findings) -> None:
+    for name in report.classes:
+        counts = {split: summary.objects_by_class[name] for split, summary in report.splits.items()}
+        if not any(counts.values()):
+            findings.warning(
+                "class without objects", f"class {name!r}", "no object in any split; remove it, or add some."
+            )
+        elif counts.get("train") == 0:
+            message = f"no object in train, but {counts} elsewhere; it cannot be learned."
+            findings.warning("class without objects", f"class {name!r}", message, "train")

@@ -1,0 +1,4 @@
+"""COCO average precision, streamed over batches and processes."""
+
+from .coco import CocoEvaluator as CocoEvaluator
+from .loop import evaluate_detections as evaluate_detections
