@@ -25,7 +25,7 @@ from .nn.backbone import ConvEncoder, build_timm_backbone, build_transformers_ba
 from .nn.frozen_norm import FrozenBatchNorm2d
 from .nn.heads import BoxHead
 from .nn.position_embedding import LearnedPositionEmbedding, SinePositionEmbedding
-from .nn.transformer import Attention, AttentionFunction, Decoder, DecoderLayer, Encoder, EncoderLayer, eager_attention
+from .nn.transformer import AttentionFunction, Decoder, DecoderLayer, Encoder, EncoderLayer, eager_attention
 
 # B images of height x width, H x W cells of the feature map, K = HW of them in a row, L decoder layers, Q queries,
 # D channels, C classes
@@ -104,9 +104,13 @@ class DetrPreTrainedModel(PreTrainedModel):
         """As in Transformers. The backbone's weights come from the checkpoint alone: nothing else is opened."""
         token = _loading_checkpoint.set(True)
         try:
-            return super().from_pretrained(*args, **kwargs)
+            loaded = super().from_pretrained(*args, **kwargs)
         finally:
             _loading_checkpoint.reset(token)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        # loading makes new parameters, all of which would train
+        model._detr.backbone.conv_encoder.freeze(model.config.freeze_backbone_until)
+        return loaded
 
     @property
     def _detr(self) -> "DetrModel":
@@ -137,39 +141,33 @@ class DetrPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """The original's: Xavier in the transformer, PyTorch's own in projection and heads, queries N(0, 1).
 
-        Called for every module that did not come from a checkpoint. Transformers' functions leave loaded tensors alone.
+        Transformers calls it for every module with tensors of its own that no checkpoint brought, and for no other; the
+        functions of `initialization` leave those tensors alone that a checkpoint did bring.
         """
-        if isinstance(module, Attention):
-            for projection in (module.q_proj, module.k_proj, module.v_proj):
-                # published as one (3 D, D) matrix, whose Xavier bound is smaller than that of its thirds
-                initialization.xavier_uniform_(projection.weight, gain=2**-0.5)
-                initialization.zeros_(projection.bias)
-            initialization.xavier_uniform_(module.out_proj.weight)
-            initialization.zeros_(module.out_proj.bias)
-        elif isinstance(module, (EncoderLayer, DecoderLayer)):
-            for linear in (module.fc1, module.fc2):
-                initialization.xavier_uniform_(linear.weight)
-                _uniform_bias(linear)
-        elif isinstance(module, DetrModel):
-            _pytorch_default(module.input_projection)
-            initialization.normal_(module.query_position_embeddings.weight)
-        elif isinstance(module, DetrForObjectDetection):
-            for linear in (module.class_labels_classifier, *module.bbox_predictor.layers):
-                _pytorch_default(linear)
-        elif isinstance(module, LearnedPositionEmbedding):
-            initialization.uniform_(module.row_embeddings.weight)
-            initialization.uniform_(module.column_embeddings.weight)
-        elif isinstance(module, nn.LayerNorm):
-            _ones_and_zeros(module)
-        elif isinstance(module, (FrozenBatchNorm2d, nn.BatchNorm2d, nn.GroupNorm)):
-            _ones_and_zeros(module)
+        if isinstance(module, nn.Linear) and hasattr(module, "xavier_gain"):
+            initialization.xavier_uniform_(module.weight, gain=module.xavier_gain)
+            if module.starts_without_bias:
+                initialization.zeros_(module.bias)
+            else:
+                initialization.uniform_(module.bias, *_pytorch_bounds(module))
+        elif isinstance(module, nn.Conv2d) and module.bias is None:  # a backbone's, missing in the checkpoint
+            initialization.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            initialization.uniform_(module.weight, *_pytorch_bounds(module))
+            if module.bias is not None:
+                initialization.uniform_(module.bias, *_pytorch_bounds(module))
+        elif isinstance(module, nn.Embedding):
+            if getattr(module, "starts_uniform", False):
+                initialization.uniform_(module.weight)
+            else:
+                initialization.normal_(module.weight)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, FrozenBatchNorm2d)):
+            if module.weight is not None:
+                initialization.ones_(module.weight)
+                initialization.zeros_(module.bias)
             if getattr(module, "running_mean", None) is not None:
                 initialization.zeros_(module.running_mean)
                 initialization.ones_(module.running_var)
-        elif isinstance(module, nn.Conv2d):  # a backbone's, missing in the checkpoint
-            initialization.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                initialization.zeros_(module.bias)
         if hasattr(module, "init_non_persistent_buffers"):  # timm's tables, which no checkpoint holds
             module.init_non_persistent_buffers()
 
@@ -491,7 +489,8 @@ class DetrForObjectDetection(DetrPreTrainedModel):
 
 def _make_backbone(config: DetrConfig) -> ConvEncoder:
     backbone = config.backbone_config
-    pretrained = config.use_pretrained_backbone and not _loading_checkpoint.get()
+    on_real_device = torch.empty(0).device.type != "meta"
+    pretrained = config.use_pretrained_backbone and on_real_device and not _loading_checkpoint.get()
     if backbone.model_type == "timm_backbone":
         encoder = build_timm_backbone(
             backbone.backbone,
@@ -505,7 +504,6 @@ def _make_backbone(config: DetrConfig) -> ConvEncoder:
         encoder = build_transformers_backbone(backbone, (backbone.name_or_path or None) if pretrained else None)
     num_norms = encoder.freeze_norms() if config.freeze_backbone_norms else 0
     num_frozen = encoder.freeze(config.freeze_backbone_until)
-    on_real_device = next(encoder.parameters()).device.type != "meta"
     if (num_norms or num_frozen) and not pretrained and not _loading_checkpoint.get() and on_real_device:
         warnings.warn(
             f"The backbone starts from random weights, with {num_norms} frozen norms and {num_frozen} frozen "
@@ -549,19 +547,7 @@ def _ignore_batch_counters(module: nn.Module, incompatible_keys) -> None:
     ]
 
 
-def _ones_and_zeros(norm: nn.Module) -> None:
-    if norm.weight is not None:
-        initialization.ones_(norm.weight)
-        initialization.zeros_(norm.bias)
-
-
-def _uniform_bias(layer: nn.Linear | nn.Conv2d) -> None:
+def _pytorch_bounds(layer: nn.Linear | nn.Conv2d) -> tuple[float, float]:
+    """Between which `nn.Linear` and `nn.Conv2d` draw weights and biases, which the original leaves in place."""
     bound = layer.weight[0].numel() ** -0.5  # fan in
-    initialization.uniform_(layer.bias, -bound, bound)
-
-
-def _pytorch_default(layer: nn.Linear | nn.Conv2d) -> None:
-    """What `nn.Linear` and `nn.Conv2d` start from, which the original leaves in place."""
-    bound = layer.weight[0].numel() ** -0.5
-    initialization.uniform_(layer.weight, -bound, bound)
-    _uniform_bias(layer)
+    return -bound, bound

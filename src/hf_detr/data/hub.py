@@ -49,7 +49,8 @@ def to_detection_schema(
     if isinstance(dataset, IterableDataset):
         wanted = dataset.select_columns(names.used).cast_column(names.image, Image(decode=False))
         others = [name for name in names.used if name not in schema]
-        return wanted.map(_Streamed(rows), with_indices=True, features=schema, remove_columns=others or None)
+        # features given to `map` itself would end decoding for good: later casts of a typed stream change nothing
+        return wanted.map(_Streamed(rows), with_indices=True, remove_columns=others or None).cast(schema)
 
     if is_detection_dataset(dataset) and bbox_format == "xywh" and not rows.any_change(dataset):
         return dataset
@@ -64,7 +65,7 @@ def to_detection_schema(
     pictures = dataset.select_columns([names.image]).rename_columns(
         {names.image: "image"} if names.image != "image" else {}
     )
-    described = DatasetInfo(description=dataset.info.description or f"{source}, split {split!r}.")
+    described = DatasetInfo(description=dataset.info.description or f"{source}, split {split!r}.", features=rest)
     return concatenate_datasets(
         [pictures.cast_column("image", Image()), Dataset.from_dict(columns, features=rest, info=described)], axis=1
     )
@@ -180,7 +181,7 @@ class _RowReader:
                 continue
             area = source[columns.area][position] if columns.area else None
             objects["id"].append(number if isinstance(number, int) else self.next_id - 1)
-            objects["bbox"].append(box)
+            objects["bbox"].append(list(box))
             objects["category"].append(category)
             objects["area"].append(box[2] * box[3] if area is None else area)
             objects["iscrowd"].append(int(bool(source[columns.crowd][position])) if columns.crowd else 0)

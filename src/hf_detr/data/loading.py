@@ -19,7 +19,7 @@ from datasets import (
 from .bad_boxes import BOX_FORMATS, ON_BAD_BOX, BoxPolicy, look_like_fractions
 from .coco import is_coco, read_coco
 from .hub import to_detection_schema
-from .records import Findings, ImageRecord, RawDataset, chosen_splits, split_name
+from .records import Findings, ImageRecord, chosen_splits, split_name
 from .schema import detection_features
 from .voc import is_voc, read_voc
 from .yolo import is_yolo, read_yolo
@@ -108,7 +108,6 @@ class Loaded:
     places: dict[tuple[str, int, int], str] = field(
         default_factory=dict
     )  # (split, image_id, annotation id) -> file:line
-    raw: RawDataset | None = None
 
 
 def load(
@@ -189,7 +188,7 @@ def _load_files(
         ", ".join(f"{split} {len(images)} images" for split, images in raw.splits.items()),
     )  # fmt: skip
 
-    loaded = Loaded(IterableDatasetDict() if streaming else DatasetDict(), format, raw.description, raw=raw)
+    loaded = Loaded(IterableDatasetDict() if streaming else DatasetDict(), format, raw.description)
     features = detection_features(raw.class_names, raw.original_ids)
     for split, images in raw.splits.items():
         if on_bad_box != "keep":
@@ -219,7 +218,7 @@ def _row(image: ImageRecord, policy: BoxPolicy, split: str, places: dict | None)
             continue
         whole = one.bbox_xywh_px[2] * one.bbox_xywh_px[3]
         objects["id"].append(one.id)
-        objects["bbox"].append(box)
+        objects["bbox"].append(list(box))
         objects["category"].append(one.category)
         # the area of a mask is the source's; that of a box follows the box that was cut
         objects["area"].append(box[2] * box[3] if one.area == whole else one.area)

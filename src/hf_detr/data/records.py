@@ -109,6 +109,8 @@ def upright_size(file: Path | BinaryIO, decode: bool = False) -> tuple[int, int]
         width, height = image.size
         if decode:
             image.load()
+        if not decode and image.format == "PNG" and "exif" not in image.info:
+            return width, height  # PIL would decode the whole picture to look for EXIF behind it, where nobody puts it
         return (height, width) if image.getexif().get(_ORIENTATION) in _SIDEWAYS else (width, height)
 
 

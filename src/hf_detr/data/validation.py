@@ -170,7 +170,7 @@ class _SplitCheck:
         where = f"split {self.split!r}"
         if look_like_fractions(self.boxes, max((*self.widths, *self.heights), default=0)):
             message = (
-                "all boxes are numbers up to 1: fractions, not pixels; load with bbox_format='xywh_fraction' or such."
+                "all boxes are numbers up to 1: fractions, no pixels; load with bbox_format='xywh_fraction' or so."
             )
             self.error("fractions given as pixels", where, message)
         if look_like_corners(self.boxes, self.box_sizes_wh):

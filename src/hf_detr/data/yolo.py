@@ -189,7 +189,7 @@ def _pictures(entry: str | list, base: Path, path: Path, split: str, findings: F
             for number, line in enumerate(place.read_text().splitlines(), start=1):
                 if not line.strip():
                     continue
-                # ./images/a.jpg is relative to the list, images/a.jpg to the data set, as the format's own tools have it
+                # ./images/a.jpg is relative to the list, images/a.jpg to the data set, as YOLO's tools have it
                 picture = (place.parent if line.startswith("./") else base) / line.strip()
                 if picture in found:
                     message = f"{line.strip()!r} a second time; remove the line."

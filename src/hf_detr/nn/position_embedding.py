@@ -49,6 +49,7 @@ class LearnedPositionEmbedding(nn.Module):
         super().__init__()
         self.row_embeddings = nn.Embedding(self.MAX_CELLS, d_model // 2)
         self.column_embeddings = nn.Embedding(self.MAX_CELLS, d_model // 2)
+        self.row_embeddings.starts_uniform = self.column_embeddings.starts_uniform = True
 
     def forward(self, height: int, width: int, mask: Tensor | None, device: torch.device) -> Tensor:
         """-> (1, HW, D). Raises ValueError for a map of more than 50 rows or columns."""

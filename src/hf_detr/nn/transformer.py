@@ -46,10 +46,11 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = d_model // num_heads
         self.dropout = dropout
-        self.q_proj = nn.Linear(d_model, d_model)
-        self.k_proj = nn.Linear(d_model, d_model)
-        self.v_proj = nn.Linear(d_model, d_model)
-        self.out_proj = nn.Linear(d_model, d_model)
+        # published as one (3 D, D) matrix, whose Xavier bound is smaller than that of its thirds
+        self.q_proj = _xavier_linear(d_model, d_model, gain=2**-0.5)
+        self.k_proj = _xavier_linear(d_model, d_model, gain=2**-0.5)
+        self.v_proj = _xavier_linear(d_model, d_model, gain=2**-0.5)
+        self.out_proj = _xavier_linear(d_model, d_model)
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, attend: AttentionFunction
@@ -78,8 +79,8 @@ class _Layer(GradientCheckpointingLayer):
         self.dropout = dropout
         self.activation_dropout = activation_dropout
         self.activation = activation
-        self.fc1 = nn.Linear(d_model, ffn_dim)
-        self.fc2 = nn.Linear(ffn_dim, d_model)
+        self.fc1 = _xavier_linear(d_model, ffn_dim, without_bias=False)
+        self.fc2 = _xavier_linear(ffn_dim, d_model, without_bias=False)
         self.final_layer_norm = nn.LayerNorm(d_model)
 
     def _feed_forward(self, states: Tensor) -> Tensor:
@@ -196,6 +197,14 @@ class Decoder(nn.Module):
                 cross_attentions.append(cross_weights)
             after.append(states)
         return after, before, self_attentions, cross_attentions
+
+
+def _xavier_linear(inputs: int, outputs: int, gain: float = 1.0, without_bias: bool = True) -> nn.Linear:
+    """A linear layer that says how it starts; the model's `_init_weights` does it."""
+    linear = nn.Linear(inputs, outputs)
+    linear.xavier_gain = gain
+    linear.starts_without_bias = without_bias
+    return linear
 
 
 def _skips(chance: float) -> bool:

@@ -1,0 +1,55 @@
+"""Law 11: the eval forward pass goes through torch.compile and torch.export whole."""
+
+import pytest
+import torch
+
+from tests.small_models import images, small_model
+
+
+def outputs_of(model, *inputs):
+    with torch.no_grad():
+        outputs = model(*inputs)
+    return torch.cat((outputs.logits, outputs.pred_boxes), dim=-1)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_compile_takes_the_forward_pass_without_a_break(padded, implementation):
+    model = small_model()
+    model.set_attn_implementation(implementation)
+    inputs = images((64, 96), (50, 64)) if padded else images((64, 96))[:1]
+    expected = outputs_of(model, *inputs)
+    torch._dynamo.reset()
+    # the graph is captured whole and run; generating machine code for it is inductor's business, and takes a minute
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(outputs_of(compiled, *inputs), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["sine", "learned"])
+def test_export_takes_any_batch_height_and_width(positions):
+    model = small_model(position_embedding_type=positions, backbone="resnet18")
+    dims = {
+        0: torch.export.Dim("batch", min=1, max=8),
+        2: torch.export.Dim("height", min=32, max=1024),
+        3: torch.export.Dim("width", min=32, max=1024),
+    }
+    mask_dims = {0: dims[0], 1: dims[2], 2: dims[3]}
+    with torch.no_grad():
+        program = torch.export.export(
+            model, images((64, 96), (50, 64)), dynamic_shapes=(dims, mask_dims), strict=False
+        )  # fmt: skip
+    for sizes in (((64, 96), (50, 64)), ((96, 160),), ((70, 65), (130, 40), (33, 90))):
+        inputs = images(*sizes)
+        exported = program.module()(*inputs)
+        assert torch.allclose(
+            torch.cat((exported.logits, exported.pred_boxes), -1), outputs_of(model, *inputs), atol=1e-4
+        )
+
+
+@pytest.mark.slow
+def test_compile_to_machine_code_gives_the_same():
+    model = small_model()
+    inputs = images((64, 96), (50, 64))
+    expected = outputs_of(model, *inputs)
+    torch._dynamo.reset()
+    assert torch.allclose(outputs_of(torch.compile(model, fullgraph=True), *inputs), expected, atol=1e-4)
