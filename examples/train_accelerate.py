@@ -33,8 +33,15 @@ from hf_detr.training import evaluate_model, parameter_groups
 from hf_detr.visualization import plot_curves
 
 LOSSES = ("loss", "loss_ce", "loss_bbox", "loss_giou")  # what the history holds; the parts are the last layer's
+APS = ("map", "map_50")
 # What may differ when a run is resumed: everything else would make it another run.
-MAY_CHANGE = ("resume", "epochs", "output", "workers", "eval_every", "save_every")
+MAY_CHANGE = ("resume", "epochs", "output", "workers", "eval_every")
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1.")
+    return int(text)
 
 
 def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -46,19 +53,13 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     data = parser.add_argument_group("data")
     source = data.add_mutually_exclusive_group(required=True)
     source.add_argument("--voc", metavar="DIR", help="a Pascal VOC folder")
-    source.add_argument(
-        "--dataset", metavar="NAME_OR_FOLDER", help="a Hub name, save_to_disk folder, Parquet, COCO ..."
-    )
-    source.add_argument(
-        "--digits", type=int, metavar="N", help="N generated scenes of digits, N / 5 more to evaluate on"
-    )
-    data.add_argument(
-        "--on-bad-box", choices=("error", "drop", "clip"), default="error", help="boxes without area, ..."
-    )
-    data.add_argument("--limit", type=int, metavar="N", help="only the first N images of each split")
+    source.add_argument("--dataset", metavar="NAME_OR_FOLDER", help="a Hub name, save_to_disk folder, Parquet, ...")
+    source.add_argument("--digits", type=positive, metavar="N", help="N generated scenes, N / 5 more to evaluate on")
+    data.add_argument("--on-bad-box", choices=("error", "drop", "clip"), default="error", help="such as without area")
+    data.add_argument("--limit", type=positive, metavar="N", help="only the first N images of each split")
     data.add_argument("--evaluate-on", default="validation", metavar="SPLIT", help="the split for AP; train to overfit")
-    data.add_argument("--shortest-edge", type=int, help="pixels; the checkpoint's or 800 unless given")
-    data.add_argument("--longest-edge", type=int, help="pixels; the checkpoint's or 1333 unless given")
+    data.add_argument("--shortest-edge", type=positive, help="pixels; the checkpoint's or 800 unless given")
+    data.add_argument("--longest-edge", type=positive, help="pixels; 1333 / 800 of the shortest unless given")
     data.add_argument("--augment", choices=("none", "paper"), default="paper", help="flips, sizes and crops")
     data.add_argument("--workers", type=int, default=2, help="processes that load images, for each training process")
 
@@ -69,30 +70,29 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         model.add_argument("--pretrained-backbone", action="store_true", help="fetch timm's weights"),
         model.add_argument("--live-norms", action="store_true", help="train all of the backbone, batch norms as well"),
         model.add_argument("--output-stride", type=int, choices=(8, 16, 32), default=32, help="of the feature map"),
-        model.add_argument("--d-model", type=int, default=256),
-        model.add_argument("--heads", type=int, default=8),
-        model.add_argument("--ffn-dim", type=int, default=2048),
+        model.add_argument("--d-model", type=positive, default=256),
+        model.add_argument("--heads", type=positive, default=8),
+        model.add_argument("--ffn-dim", type=positive, default=2048),
         model.add_argument("--encoder-layers", type=int, default=6),
-        model.add_argument("--decoder-layers", type=int, default=6),
-        model.add_argument("--queries", type=int, default=100, help="detections per image, at most"),
+        model.add_argument("--decoder-layers", type=positive, default=6),
+        model.add_argument("--queries", type=positive, default=100, help="detections per image, at most"),
         model.add_argument("--dropout", type=float, default=0.1),
     ]
 
     training = parser.add_argument_group("training (defaults are the paper's)")
-    training.add_argument("--epochs", type=int, default=300)
-    training.add_argument("--batch-size", type=int, default=2, help="images of one forward pass of one process")
-    training.add_argument("--gradient-accumulation", type=int, default=1, metavar="K", help="forward passes of a step")
+    training.add_argument("--epochs", type=positive, default=300)
+    training.add_argument("--batch-size", type=positive, default=2, help="images of one forward pass of one process")
+    training.add_argument(
+        "--gradient-accumulation", type=positive, default=1, metavar="K", help="forward passes of a step"
+    )
     training.add_argument("--learning-rate", type=float, default=1e-4)
     training.add_argument("--backbone-learning-rate", type=float, default=1e-5)
     training.add_argument("--weight-decay", type=float, default=1e-4)
-    training.add_argument(
-        "--lr-drop", type=int, default=200, metavar="EPOCH", help="learning rates / 10 every so often"
-    )
+    training.add_argument("--lr-drop", type=positive, default=200, metavar="EPOCH", help="every so often, rates / 10")
     training.add_argument("--clip", type=float, default=0.1, help="largest norm of the gradient")
     training.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
     training.add_argument("--seed", type=int, default=0)
-    training.add_argument("--eval-every", type=int, default=1, metavar="EPOCHS", help="and after the last")
-    training.add_argument("--save-every", type=int, default=1, metavar="EPOCHS", help="and after the last")
+    training.add_argument("--eval-every", type=positive, default=1, metavar="EPOCHS", help="and after the last")
     training.add_argument("--output", type=Path, required=True, metavar="DIR")
     training.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
 
@@ -100,10 +100,8 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     for action in fresh:
         if args.checkpoint and getattr(args, action.dest) != action.default:
             parser.error(f"{action.option_strings[0]} shapes a fresh model; leave it out with --checkpoint.")
-    for name in ("digits", "limit", "epochs", "batch_size", "gradient_accumulation", "lr_drop", "eval_every",
-                 "save_every"):  # fmt: skip
-        if (value := getattr(args, name)) is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} {value} is not a whole number of at least 1.")
+    if args.longest_edge and not args.shortest_edge:
+        parser.error("--longest-edge needs --shortest-edge beside it.")
     if not args.clip > 0:
         parser.error(f"--clip {args.clip} is not above 0; to clip nothing, pass inf.")
     checkpoints = sorted((args.output / "checkpoints").glob("epoch-*"))
@@ -126,9 +124,7 @@ def load_data(args: argparse.Namespace):
         splits = load_detection_dataset(args.voc or args.dataset, source_format, on_bad_box=args.on_bad_box)
     for split in ("train", args.evaluate_on):
         if split not in splits:
-            raise ValueError(
-                f"the data has no split {split!r}, only {sorted(splits)}; choose with --evaluate-on SPLIT."
-            )
+            raise ValueError(f"the data has no split {split!r}, only {sorted(splits)}; choose by --evaluate-on.")
     train, held_out = splits["train"], splits[args.evaluate_on]
     if args.limit:
         train, held_out = (rows.select(range(min(args.limit, len(rows)))) for rows in (train, held_out))
@@ -137,12 +133,16 @@ def load_data(args: argparse.Namespace):
 
 def make_model(args: argparse.Namespace, names: dict[int, str]) -> tuple[DetrForObjectDetection, DetrImageProcessor]:
     classes = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    size = {}  # the checkpoint's, or the paper's
+    if args.shortest_edge:
+        longest = args.longest_edge or round(args.shortest_edge * 1333 / 800)
+        size = {"size": {"shortest_edge": args.shortest_edge, "longest_edge": longest}}
     if args.checkpoint:
-        processor = DetrImageProcessor.from_pretrained(args.checkpoint)
+        processor = DetrImageProcessor.from_pretrained(args.checkpoint, **size)
         # heads for other classes start afresh
         model = DetrForObjectDetection.from_pretrained(args.checkpoint, ignore_mismatched_sizes=True, **classes)
     else:
-        processor = DetrImageProcessor()
+        processor = DetrImageProcessor(**size)
         config = DetrConfig(
             backbone=args.backbone,
             backbone_kwargs={} if args.output_stride == 32 else {"output_stride": args.output_stride},
@@ -163,9 +163,6 @@ def make_model(args: argparse.Namespace, names: dict[int, str]) -> tuple[DetrFor
             **classes,
         )
         model = DetrForObjectDetection(config)
-    if args.shortest_edge or args.longest_edge:
-        shortest = args.shortest_edge or processor.size["shortest_edge"]
-        processor.size = {"shortest_edge": shortest, "longest_edge": args.longest_edge or round(shortest * 1333 / 800)}
     return model, processor
 
 
@@ -258,10 +255,15 @@ def main() -> None:
         unit="step",
         disable=not accelerator.is_main_process,
     )
+
+    def say(text: str) -> None:
+        if accelerator.is_main_process:
+            bar.write(text)
+
     most = max(len(objects["category"]) for objects in train["objects"])
-    bar.write(f"{len(train)} images to train on, {len(held_out)} to evaluate on, classes {id2label(train)}")
+    say(f"{len(train)} images to train on, {len(held_out)} to evaluate on, classes {id2label(train)}")
     if most > detector.config.num_queries:
-        bar.write(f"Warning: an image has {most} objects, but the model only {detector.config.num_queries} queries.")
+        say(f"Warning: an image has {most} objects, but the model only {detector.config.num_queries} queries.")
 
     for epoch in range(progress.epoch + 1, args.epochs + 1):
         started = time.perf_counter()
@@ -291,8 +293,7 @@ def main() -> None:
                  "images_per_second": len(train) / seconds}  # fmt: skip
         schedule.step()
 
-        is_last = epoch == args.epochs
-        if epoch % args.eval_every == 0 or is_last:
+        if epoch % args.eval_every == 0 or epoch == args.epochs:
             for statistics in detector.buffers():  # of live norms, which each process collects for itself
                 broadcast(statistics)
             evaluator = evaluate_model(
@@ -312,26 +313,17 @@ def main() -> None:
             progress.best_map = max(progress.best_map, entry["eval_map"])
         progress.epoch = epoch
         progress.history.append(entry)
-        bar.write(describe(entry, args.epochs))
-        if epoch % args.save_every == 0 or is_last:
-            save_checkpoint(accelerator, checkpoints, epoch)
-            if accelerator.is_main_process:
-                (args.output / "history.json").write_text(json.dumps(progress.history, indent=1) + "\n")
+        line = f"epoch {epoch}/{args.epochs}" + "".join(f"  {name} {entry[name]:.4g}" for name in LOSSES)
+        say(line + "".join(f"  {name} {entry[f'eval_{name}']:.3f}" for name in APS if f"eval_{name}" in entry))
+        save_checkpoint(accelerator, checkpoints, epoch)
+        if accelerator.is_main_process:
+            (args.output / "history.json").write_text(json.dumps(progress.history, indent=1) + "\n")
 
     bar.close()
     if accelerator.is_main_process and progress.history:
         plot_curves(progress.history, args.output / "curves.png")
         print(f"Best AP {progress.best_map:.3f}: {args.output / 'best'}")
     accelerator.end_training()
-
-
-def describe(entry: dict, epochs: int) -> str:
-    words = [f"epoch {entry['epoch']}/{epochs}"]
-    words += [f"{name.removeprefix('loss_')} {entry[name]:.4g}" for name in LOSSES]
-    words += [f"{entry['images_per_second']:.1f} images/s"]
-    if "eval_map" in entry:
-        words += [f"AP {entry['eval_map']:.3f}", f"AP50 {entry['eval_map_50']:.3f}"]
-    return "  ".join(words)
 
 
 if __name__ == "__main__":

@@ -272,7 +272,7 @@ class DetrModel(DetrPreTrainedModel):
         else:
             memory, encoder_states, encoder_attentions = _unpack_encoder_outputs(encoder_outputs)
 
-        query_positions = self.query_position_embeddings.weight[None].expand(len(memory), -1, -1)
+        query_positions = self.query_position_embeddings.weight[None].expand(memory.shape[0], -1, -1)
         if query_positions.dtype != memory.dtype:
             query_positions = query_positions.to(memory.dtype)  # under autocast
         queries = torch.zeros_like(query_positions) if decoder_inputs_embeds is None else decoder_inputs_embeds

@@ -38,6 +38,7 @@ def evaluate_model(
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=DetectionCollator(),
+        generator=torch.Generator(),  # so that evaluating draws none of the training's random numbers
     )
     targets = {row["image_id"]: row for row in share.select_columns(["image_id", "objects"])}
     device = next(model.parameters()).device

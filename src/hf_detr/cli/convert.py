@@ -1,0 +1,43 @@
+"""`hf-detr convert detr-r50-e632da11.pth OUT`: the original's checkpoint as a folder for from_pretrained."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="the .pth of facebookresearch/detr")
+    parser.add_argument("output", type=Path, help="the folder to write: config.json, model.safetensors, preprocessor")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="a config.json (or its folder), where the sizes of the tensors do not tell the architecture",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())) and not args.overwrite:
+        raise ValueError(f"{args.output} exists and is not empty; name another folder, or pass --overwrite.")
+    from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor
+
+    config = None
+    if args.config is not None:
+        if not args.config.exists():
+            raise ValueError(f"--config {args.config}: no such file or folder.")
+        config = DetrConfig.from_pretrained(args.config)
+    model = DetrForObjectDetection.from_original(args.checkpoint, config)
+    model.save_pretrained(args.output)
+    DetrImageProcessor().save_pretrained(args.output)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    config = model.config
+    print(
+        f"{args.output}: {config.backbone_config.backbone}{' DC5' if config.dilation else ''}, {config.encoder_layers} + "
+        f"{config.decoder_layers} layers, {config.num_queries} queries, {config.num_labels} classes, "
+        f"{parameters:,} parameters"
+    )
+    if config.num_labels == 91:
+        print(
+            "Class ids are COCO's category ids (1 person ... 90 toothbrush; ten ids in between and 0 are unused and "
+            "called N/A). Fine-tuning on other classes replaces them: pass id2label to from_pretrained."
+        )
+    return 0

@@ -1,0 +1,44 @@
+"""`hf-detr COMMAND`: finds the command and turns a user's mistake into one clear line and exit code 2.
+
+Each command is a module of this package with `HELP`, `add_arguments(parser)` and `run(args) -> exit code`; it is imported
+only when it is asked for, so that `--help` is quick.
+"""
+
+import argparse
+import sys
+from importlib import import_module
+
+from hf_detr import __version__
+
+# command -> what it does, in the order of a project
+_COMMANDS = {
+    "demo": "train a small DETR on generated scenes: a check that everything works",
+    "convert": "turn a checkpoint of the original DETR into one that from_pretrained reads",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="hf-detr", description="DETR: train, evaluate and use object detectors.")
+    parser.add_argument("--version", action="version", version=f"hf-detr {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    module = None
+    for name, help_line in _COMMANDS.items():
+        command = commands.add_parser(name, help=help_line, description=help_line[0].upper() + help_line[1:] + ".")
+        if name == chosen:
+            module = import_module(f"hf_detr.cli.{name}")
+            module.add_arguments(command)
+    args = parser.parse_args(argv)
+    try:
+        return module.run(args)
+    except (ValueError, TypeError, OSError) as error:  # what bad input raises; anything else is a fault of ours
+        print(f"hf-detr {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nhf-detr {args.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
