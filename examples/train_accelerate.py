@@ -102,6 +102,8 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
             parser.error(f"{action.option_strings[0]} shapes a fresh model; leave it out with --checkpoint.")
     if args.longest_edge and not args.shortest_edge:
         parser.error("--longest-edge needs --shortest-edge beside it.")
+    if args.longest_edge and args.longest_edge < args.shortest_edge:
+        parser.error(f"--longest-edge {args.longest_edge} is below --shortest-edge {args.shortest_edge}.")
     if not args.clip > 0:
         parser.error(f"--clip {args.clip} is not above 0; to clip nothing, pass inf.")
     checkpoints = sorted((args.output / "checkpoints").glob("epoch-*"))

@@ -10,6 +10,10 @@ __version__ = "0.1.0"
 
 # public name -> the module it lives in
 _HOME = {
+    "AspectRatioBatchSampler": "data.sampler",
+    "CocoEvaluator": "evaluation",
+    "DetectionCollator": "data.collator",
+    "DetectionTransform": "data.transform",
     "DetrConfig": "configuration_detr",
     "DetrForObjectDetection": "modeling_detr",
     "DetrImageProcessor": "image_processing_detr",
@@ -17,18 +21,38 @@ _HOME = {
     "DetrModelOutput": "modeling_detr",
     "DetrObjectDetectionOutput": "modeling_detr",
     "DetrPreTrainedModel": "modeling_detr",
+    "check_dataset": "data.validation",
+    "digit_scenes": "data.digits",
+    "draw_detections": "visualization",
+    "evaluate_model": "training",
+    "load_detection_dataset": "data.loading",
+    "parameter_groups": "training",
+    "shape_scenes": "data.shapes",
+    "transform_dataset": "data.transform",
 }
 
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from .configuration_detr import DetrConfig as DetrConfig
+    from .data.collator import DetectionCollator as DetectionCollator
+    from .data.digits import digit_scenes as digit_scenes
+    from .data.loading import load_detection_dataset as load_detection_dataset
+    from .data.sampler import AspectRatioBatchSampler as AspectRatioBatchSampler
+    from .data.shapes import shape_scenes as shape_scenes
+    from .data.transform import DetectionTransform as DetectionTransform
+    from .data.transform import transform_dataset as transform_dataset
+    from .data.validation import check_dataset as check_dataset
+    from .evaluation import CocoEvaluator as CocoEvaluator
     from .image_processing_detr import DetrImageProcessor as DetrImageProcessor
     from .modeling_detr import DetrForObjectDetection as DetrForObjectDetection
     from .modeling_detr import DetrModel as DetrModel
     from .modeling_detr import DetrModelOutput as DetrModelOutput
     from .modeling_detr import DetrObjectDetectionOutput as DetrObjectDetectionOutput
     from .modeling_detr import DetrPreTrainedModel as DetrPreTrainedModel
+    from .training import evaluate_model as evaluate_model
+    from .training import parameter_groups as parameter_groups
+    from .visualization import draw_detections as draw_detections
 
 
 def __getattr__(name: str):

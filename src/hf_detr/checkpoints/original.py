@@ -65,7 +65,8 @@ def load_original(path: str | PathLike, config: DetrConfig | None = None) -> tup
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ValueError(f"{path}: not a file of tensors written by torch.save ({error}).") from error
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"{path}: not a file of tensors written by torch.save ({reason})") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path}: holds a {type(checkpoint).__name__}, not the dict of a DETR checkpoint.")
     weights = checkpoint.get("model", checkpoint)

@@ -1,17 +1,22 @@
 """`hf-detr COMMAND`: finds the command and turns a user's mistake into one clear line and exit code 2.
 
-Each command is a module of this package with `HELP`, `add_arguments(parser)` and `run(args) -> exit code`; it is imported
-only when it is asked for, so that `--help` is quick.
+Each command is a module of this package with `add_arguments(parser)` and `run(args) -> exit code`; it is imported only
+when it is asked for, so that `--help` is quick.
 """
 
 import argparse
 import sys
+import warnings
 from importlib import import_module
 
 from hf_detr import __version__
 
 # command -> what it does, in the order of a project
 _COMMANDS = {
+    "check": "report what a data set holds and every problem in it",
+    "train": "fine-tune a detector on a data set, or train a new one",
+    "evaluate": "measure COCO average precision of a model on a data set",
+    "predict": "find the objects in pictures, as COCO JSON and drawn",
     "demo": "train a small DETR on generated scenes: a check that everything works",
     "convert": "turn a checkpoint of the original DETR into one that from_pretrained reads",
 }
@@ -30,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
             module = import_module(f"hf_detr.cli.{name}")
             module.add_arguments(command)
     args = parser.parse_args(argv)
+    # for those who read them here, the line of code that warns says nothing
+    warnings.formatwarning = lambda message, *_, **__: f"hf-detr {args.command}: warning: {message}\n"
     try:
         return module.run(args)
     except (ValueError, TypeError, OSError) as error:  # what bad input raises; anything else is a fault of ours

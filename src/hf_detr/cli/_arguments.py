@@ -1,0 +1,91 @@
+"""Arguments that several commands share, and the types of their values. Nothing heavy is imported: --help is quick."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1.")
+    return int(text)
+
+
+def counting(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0.")
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1.")
+    return value
+
+
+def above_zero(text: str) -> float:
+    """A number above 0."""
+    value = _number(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0.")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a number.") from None
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> Any:
+    """The data set and how to read it; returns the group, for what a command adds."""
+    parser.add_argument(
+        "data", metavar="DATA", help="a folder or file (COCO, VOC, YOLO, save_to_disk, Parquet), or a name on the Hub"
+    )
+    group = parser.add_argument_group("reading the data")
+    group.add_argument(
+        "--format", default="auto", metavar="NAME", help="coco, voc, yolo, saved, hub, or auto (default): find out"
+    )
+    group.add_argument("--image-dir", type=Path, metavar="DIR", help="where the pictures of a COCO file are")
+    group.add_argument(
+        "--class-names", nargs="+", metavar="NAME", help="names of the classes in order, where the source has numbers"
+    )
+    group.add_argument(
+        "--bbox-format",
+        default="xywh",
+        metavar="NAME",
+        help="xywh (default), xyxy or cxcywh in pixels, or one of them followed by _fraction",
+    )
+    return group
+
+
+def add_bad_box_argument(group: Any) -> None:
+    """What becomes of impossible boxes."""
+    group.add_argument(
+        "--on-bad-box",
+        choices=("error", "drop", "clip"),
+        default="error",
+        help="boxes without area or outside their image: stop (default), leave out, or cut to the image; all counted",
+    )
+
+
+def data_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `load_detection_dataset` and `check_dataset` in these arguments."""
+    return {"image_dir": args.image_dir, "class_names": args.class_names, "bbox_format": args.bbox_format}
+
+
+def add_running_arguments(parser: Any, batch_size: int = 4) -> None:
+    """How the model runs: batch, device, threads."""
+    parser.add_argument(
+        "--batch-size", type=positive, default=batch_size, metavar="N", help=f"images at once (default {batch_size})"
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto (default): the fastest here")
+    parser.add_argument(
+        "--threads", type=positive, default=4, metavar="N", help="that read pictures while the model works (default 4)"
+    )

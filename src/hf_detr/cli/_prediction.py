@@ -1,0 +1,107 @@
+"""Pictures in, detections and drawings out, with reading, computing and drawing at the same time."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hf_detr._image_loading import load_image
+from hf_detr.boxes import xyxy_to_xywh
+from hf_detr.data.collator import DetectionCollator
+from hf_detr.image_processing_detr import DetrImageProcessor
+from hf_detr.modeling_detr import DetrForObjectDetection
+from hf_detr.visualization import draw_detections
+
+from ._running import in_order
+
+
+class Predictor:
+    """Pictures in, (index, upright picture (C, H, W), result dict) out; (index, reason, None) for unreadable ones.
+
+    Threads read and resize the next pictures while the model works on a batch.
+    """
+
+    def __init__(self, model: DetrForObjectDetection, processor: DetrImageProcessor, threshold: float):
+        self.model, self.processor, self.threshold = model, processor, threshold
+
+    def __call__(
+        self, files: Sequence[Path], batch_size: int, threads: int
+    ) -> Iterator[tuple[int, Tensor | str, dict | None]]:
+        batch = []
+        for index, (picture, pixel_values) in enumerate(in_order(self._read, files, threads, 2 * batch_size)):
+            if pixel_values is None:
+                yield index, picture, None
+                continue
+            batch.append((index, picture, pixel_values))
+            if len(batch) == batch_size:
+                yield from self._detect(batch)
+                batch = []
+        if batch:
+            yield from self._detect(batch)
+
+    def _read(self, file: Path) -> tuple[Tensor | str, Tensor | None]:
+        convert, upright = self.processor.do_convert_rgb, self.processor.do_exif_transpose
+        try:
+            picture = load_image(file, str(file), do_convert_rgb=convert, do_exif_transpose=upright)
+            return picture, self.processor(images=picture, do_pad=False, return_tensors="pt")["pixel_values"][0]
+        except (ValueError, OSError, Image.DecompressionBombError) as error:
+            reason = str(error)
+            return reason if str(file) in reason else f"{file}: {reason}", None
+
+    def _detect(self, batch: list[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, Tensor, dict]]:
+        device = next(self.model.parameters()).device
+        inputs = DetectionCollator()([{"pixel_values": pixel_values} for _, _, pixel_values in batch])
+        with torch.inference_mode():
+            outputs = self.model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+        sizes_hw = [tuple(picture.shape[-2:]) for _, picture, _ in batch]
+        found = self.processor.post_process_object_detection(outputs, self.threshold, target_sizes=sizes_hw)
+        for (index, picture, _), detections in zip(batch, found, strict=True):
+            yield index, picture, detections
+
+
+class Drawer:
+    """Draws and writes pictures beside the predictions, in a thread of its own."""
+
+    def __init__(self, folder: Path, names: Sequence[str], id2label: Mapping[int, str]):
+        self.folder, self.names, self.id2label = folder, names, id2label
+        self.pool = ThreadPoolExecutor(1)
+        self.pending: deque[Future] = deque()
+
+    def draw(self, index: int, picture: Tensor, detections: dict) -> None:
+        if len(self.pending) > 8:  # else pictures would pile up in memory
+            self.pending.popleft().result()
+        self.pending.append(self.pool.submit(self._draw, index, picture, detections))
+
+    def close(self) -> None:
+        with self.pool:
+            while self.pending:
+                self.pending.popleft().result()
+
+    def _draw(self, index: int, picture: Tensor, detections: dict) -> None:
+        if picture.shape[0] not in (1, 3, 4):
+            picture = picture[:1]  # of many channels the first
+        options = {"quality": 92} if self.names[index].endswith(".jpg") else {}
+        draw_detections(picture, detections, self.id2label).save(self.folder / self.names[index], **options)
+
+
+def result_rows(image_id: int, file: Path, detections: dict, id2label: Mapping[int, str]) -> list[dict[str, Any]]:
+    """The detections of one picture as rows of a COCO results file."""
+    boxes_xywh_px = xyxy_to_xywh(detections["boxes"]).tolist()
+    return [
+        {
+            "image_id": image_id,
+            "file_name": file.as_posix(),
+            "category_id": label,
+            "category": id2label[label],
+            "bbox": box,
+            "score": score,
+        }
+        for box, score, label in zip(
+            boxes_xywh_px, detections["scores"].tolist(), detections["labels"].tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,123 @@
+"""What the commands that run a model share: loading it, one progress bar, work that overlaps with it."""
+
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+import torch
+import transformers
+from tqdm import tqdm
+
+from hf_detr.image_processing_detr import DetrImageProcessor
+from hf_detr.modeling_detr import DetrForObjectDetection
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def quiet_libraries() -> None:
+    """One progress bar, and it is ours."""
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def progress_bar(total: int | None, name: str, unit: str = "image") -> tqdm:
+    """A bar on stderr."""
+    return tqdm(total=total, desc=name, unit=unit, file=sys.stderr, mininterval=0.5, dynamic_ncols=True)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; "auto" is the fastest there is. ValueError for one that is not there."""
+    if name == "auto":
+        for kind in ("cuda", "mps"):
+            if getattr(torch, kind).is_available():
+                return torch.device(kind)
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name; a build without it
+        raise ValueError(f"--device {name}: not usable here ({one_line(error)}); try --device cpu.") from error
+    return device
+
+
+def load_model(name: str) -> tuple[DetrForObjectDetection, DetrImageProcessor]:
+    """A trained model in eval mode, on the CPU, and its processor, of a folder or a name on the Hub.
+
+    Raises ValueError where there is no DETR with all its weights, or no preprocessor_config.json.
+    """
+    check_model_source(name)
+    try:
+        model, info = DetrForObjectDetection.from_pretrained(name, output_loading_info=True)
+    except OSError as error:
+        raise ValueError(f"{name}: no model could be loaded ({one_line(error)}).") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise ValueError(
+            f"{name}: {len(info['missing_keys'])} tensors are missing and {len(info['mismatched_keys'])} of another "
+            "shape than config.json says, so it would answer at random; train it first, or name a whole detector."
+        )
+    return model.eval(), load_processor(name)
+
+
+def check_model_source(name: str) -> None:
+    """Raises ValueError for a path without a DETR; names on the Hub pass."""
+    path = Path(name)
+    if not path.exists():
+        if name.count("/") > 1 or name.startswith((".", "/", "~")):
+            raise ValueError(f"{name}: no such folder; name a folder with config.json and model.safetensors.")
+        return
+    config = path / "config.json"
+    if not config.is_file():
+        raise ValueError(f"{name}: no config.json in it; name a folder written by save_pretrained or hf-detr train.")
+    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    if model_type != "detr":
+        raise ValueError(f"{config}: expected model_type 'detr', got {model_type!r}; this tool runs DETR alone.")
+
+
+def load_processor(name: str) -> DetrImageProcessor:
+    """The processor of a folder or a name on the Hub. Raises ValueError where there is none."""
+    try:
+        return DetrImageProcessor.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(
+            f"{name}: no preprocessor_config.json ({one_line(error)}); save one with "
+            "DetrImageProcessor(size=...).save_pretrained(...)."
+        ) from error
+
+
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int | None = None
+) -> Iterator[Result]:
+    """`work` of every item in their order, done by `threads` at most `ahead` items before they are asked for.
+
+    Threads rather than processes: decoding and resizing leave the interpreter to others, and nothing has to fit into
+    shared memory.
+    """
+    pool, pending = ThreadPoolExecutor(threads), deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > (ahead or 2 * threads):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text, which some libraries fill pages with."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows of equal length as lines of columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+    )

@@ -1,0 +1,48 @@
+"""`hf-detr check DATA`: what a data set holds and everything that is wrong with it, before training meets it."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ._arguments import add_data_arguments, data_options, positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Exit code: 0 no errors (warnings there may be), 1 errors in the data, 2 it could not be read."
+    group = add_data_arguments(parser)
+    group.add_argument("--split", action="append", metavar="NAME", help="look at this split alone; can be repeated")
+    group.add_argument("--headers-only", action="store_true", help="do not decode the pictures: quicker, finds less")
+    parser.add_argument(
+        "--num-queries", type=positive, default=100, metavar="N", help="of the model; the most it can find in an image"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report, every problem in it")
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="write a sheet of pictures with their boxes")
+    parser.add_argument("--pictures", type=positive, default=16, metavar="N", help="on the sheet (default 16)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from datasets import concatenate_datasets, disable_progress_bars
+    from PIL import Image
+
+    from hf_detr.data.contact_sheet import draw_contact_sheet
+    from hf_detr.data.loading import load
+    from hf_detr.data.records import Findings
+    from hf_detr.data.validation import check_dataset
+
+    disable_progress_bars()
+    if args.draw and args.draw.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--draw {args.draw}: not the name of a picture; end it with .png or .jpg.")
+    options = {**data_options(args), "splits": args.split}
+    report = check_dataset(
+        args.data, args.format, num_queries=args.num_queries, decode_images=not args.headers_only, **options
+    )
+    print(report.text())
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        print(f"\nwritten: {args.json}")
+    if args.draw:
+        # as it is, bad boxes too: the problems are in the report already
+        splits = load(args.data, args.format, Findings(collect=True), on_bad_box="keep", **options).splits
+        print(f"\nwritten: {draw_contact_sheet(concatenate_datasets(list(splits.values())), args.draw, args.pictures)}")
+    return 1 if report.errors else 0

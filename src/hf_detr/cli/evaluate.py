@@ -1,0 +1,108 @@
+"""`hf-detr evaluate MODEL DATA`: COCO average precision of a model on a data set."""
+
+import argparse
+import difflib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ._arguments import add_bad_box_argument, add_data_arguments, add_running_arguments, data_options, positive
+
+_PREFERRED_SPLITS = ("test", "validation")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Classes of model and data are matched by name; the numbers are pycocotools'."
+    parser.add_argument("model", metavar="MODEL", help="a folder of save_pretrained or hf-detr train, or a Hub name")
+    group = add_data_arguments(parser)
+    group.add_argument("--split", metavar="NAME", help="default: test, else validation, else the only one there is")
+    add_bad_box_argument(group)
+    parser.add_argument(
+        "--max-dets",
+        type=positive,
+        nargs="+",
+        default=[1, 10, 100],
+        metavar="N",
+        help="detections an image and class that are looked at; the most is for AP (default 1 10 100)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the metrics, all classes in it")
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="write the detections as COCO results, with the data's own ids"
+    )
+    add_running_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from hf_detr.data.loading import load_detection_dataset
+    from hf_detr.data.schema import class_names, original_category_ids
+    from hf_detr.evaluation import CocoEvaluator, evaluate_detections
+
+    from ._evaluation import PredictInClasses, batches
+    from ._running import check_model_source, choose_device, load_model, progress_bar, quiet_libraries
+
+    quiet_libraries()
+    device = choose_device(args.device)
+    check_model_source(args.model)
+    evaluator_arguments = {"max_dets": tuple(args.max_dets)}
+    CocoEvaluator(**evaluator_arguments)  # its errors before the work, not after
+    splits = load_detection_dataset(args.data, args.format, on_bad_box=args.on_bad_box, **data_options(args))
+    split = choose_split(list(splits), args.split)
+    dataset = splits[split]
+    model, processor = load_model(args.model)
+    names = class_names(dataset)
+    class_of_label = match_classes(model.config.id2label, names)
+    unused = [name for label, name in model.config.id2label.items() if label not in class_of_label]
+    if unused:
+        warnings.warn(f"{_few(unused)}: classes of the model that the data has not; their detections are left out.")
+
+    evaluator = CocoEvaluator(names, **evaluator_arguments)
+    predict = PredictInClasses(model.to(device), processor, class_of_label)
+    with progress_bar(len(dataset), f"evaluate {split}") as bar:
+        read = batches(dataset, processor, args.batch_size, args.threads, bar)
+        evaluate_detections(predict, read, evaluator, targets_key="targets")
+    print(f"{args.model} on {args.data}, split {split!r}\n")
+    print(evaluator.table())
+    if args.json:
+        evaluator.to_json(args.json)
+        print(f"\nwritten: {args.json}")
+    if args.results:
+        evaluator.write_results(args.results, original_category_ids(dataset))
+        print(f"\nwritten: {args.results}")
+    return 0
+
+
+def choose_split(splits: Sequence[str], wanted: str | None) -> str:
+    """The split to evaluate on. Raises ValueError where it is not there, or it is not clear which."""
+    from hf_detr.data.records import split_name
+
+    if wanted is not None:
+        wanted = split_name(wanted)
+        if wanted not in splits:
+            raise ValueError(f"--split {wanted}: the data has {', '.join(splits)}; name one of them.")
+        return wanted
+    for split in _PREFERRED_SPLITS:
+        if split in splits:
+            return split
+    if len(splits) > 1:
+        raise ValueError(f"the data has the splits {', '.join(splits)}; say which with --split.")
+    return splits[0]
+
+
+def match_classes(id2label: Mapping[int, str], class_names: Sequence[str]) -> dict[int, int]:
+    """The model's label -> the data's class id, by name. Raises ValueError where the model lacks one of the data."""
+    missing = [name for name in class_names if name not in id2label.values()]
+    if missing:
+        alike = {name: difflib.get_close_matches(name, id2label.values(), 1, 0.7) for name in missing}
+        hints = [f"{name!r} may be its {match[0]!r}" for name, match in alike.items() if match]
+        raise ValueError(
+            f"the model has no class {_few(missing)} of the data; its classes are {_few(list(id2label.values()))}."
+            + (f" {'; '.join(hints[:3])}." if hints else "")
+            + " Rename them in id2label of the model's config.json or in the data, or fine-tune the model on this data."
+        )
+    ids = {name: index for index, name in enumerate(class_names)}
+    return {int(label): ids[name] for label, name in id2label.items() if name in ids}
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = [repr(name) for name in names]
+    return ", ".join(shown) if len(shown) <= 6 else f"{', '.join(shown[:5])} and {len(shown) - 5} more"

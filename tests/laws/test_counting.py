@@ -1,0 +1,95 @@
+"""Law 6: two processes, or several micro-batches, are one big batch (dropout off)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.small_models import images, small_model, targets
+
+NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+COUNTS = (3, 1, 0, 7)  # objects of the four images: processes and micro-batches have unlike numbers of them
+
+WORKER = """
+import json, sys
+import torch
+import torch.distributed as dist
+from tests.laws.test_counting import NO_DROPOUT, COUNTS, flat_gradient
+from tests.small_models import images, small_model, targets
+
+rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+model = small_model(**NO_DROPOUT).double().train()
+parallel = torch.nn.parallel.DistributedDataParallel(model)
+mine = slice(2 * rank, 2 * rank + 2)
+outputs = parallel(images(*[(64, 64)] * 4)[0][mine].double(), labels=targets(*COUNTS)[mine])
+outputs.loss.backward()  # averages the gradients
+losses = {name: value.item() for name, value in outputs.loss_dict.items()}
+if rank == 0:
+    torch.save(flat_gradient(model), out + ".pt")
+open(f"{out}.{rank}.json", "w").write(json.dumps({"loss": outputs.loss.item(), **losses}))
+dist.destroy_process_group()
+"""
+
+
+def flat_gradient(model) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def one_batch():
+    model = small_model(**NO_DROPOUT).double().train()
+    outputs = model(images(*[(64, 64)] * 4)[0].double(), labels=targets(*COUNTS))
+    outputs.loss.backward()
+    return outputs, flat_gradient(model)
+
+
+def test_two_processes_are_one_process_with_both_batches(tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    arguments = [str(tmp_path / "store"), str(tmp_path / "out")]
+    processes = [
+        subprocess.Popen([sys.executable, "-W", "ignore", "-c", WORKER, str(rank), *arguments], cwd=root)
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    whole, gradient = one_batch()
+    ranks = [json.loads((tmp_path / f"out.{rank}.json").read_text()) for rank in range(2)]
+    for name, value in {"loss": whole.loss, **whole.loss_dict}.items():
+        if "error" not in name:  # only looked at, each process its own
+            assert sum(rank[name] for rank in ranks) / 2 == pytest.approx(value.item(), rel=1e-5), name
+    assert torch.allclose(torch.load(tmp_path / "out.pt"), gradient, atol=1e-7, rtol=1e-4)
+
+
+def test_accumulated_micro_batches_are_one_batch():
+    whole, gradient = one_batch()
+    model = small_model(**NO_DROPOUT).double().train()
+    pixel_values, labels, total = images(*[(64, 64)] * 4)[0].double(), targets(*COUNTS), 0.0
+    for i in range(4):
+        outputs = model(
+            pixel_values[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=sum(COUNTS), num_images_in_batch=4
+        )
+        outputs.loss.backward()
+        total += outputs.loss.item()
+    assert total == pytest.approx(whole.loss.item(), rel=1e-5)
+    assert torch.allclose(flat_gradient(model), gradient, atol=1e-7, rtol=1e-4)
+
+
+def test_num_items_in_batch_counts_boxes():
+    model = small_model(**NO_DROPOUT)
+    inputs = {"pixel_values": images((64, 64))[0], "labels": targets(3)}
+    with torch.no_grad():
+        plain, scaled = model(**inputs), model(**inputs, num_items_in_batch=torch.tensor(12))
+    for name in ("loss_bbox", "loss_giou", "loss_ce"):
+        assert scaled.loss_dict[name].item() == pytest.approx(plain.loss_dict[name].item() / 4, rel=1e-5), name
+
+
+def test_class_and_box_losses_are_divided_by_counts_alone():
+    # what is divided by does not depend on the predictions: twice the same image is the same loss
+    model = small_model(**NO_DROPOUT)
+    pixel_values, labels = images((64, 64))[0], targets(3)
+    with torch.no_grad():
+        once = model(pixel_values, labels=labels)
+        twice = model(pixel_values.repeat(2, 1, 1, 1), labels=labels * 2)
+    assert twice.loss.item() == pytest.approx(once.loss.item(), rel=1e-5)
