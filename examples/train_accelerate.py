@@ -217,6 +217,7 @@ def main() -> None:
     parser, args = parse_arguments()
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
+        cpu=not torch.accelerator.is_available(),  # else several processes on CPUs would not know of each other
         # the order of the images follows from seed and epoch alone, so that a resumed run sees the same
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
     )

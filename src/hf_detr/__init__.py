@@ -18,9 +18,9 @@ _HOME = {
     "DetrForObjectDetection": "modeling_detr",
     "DetrImageProcessor": "image_processing_detr",
     "DetrModel": "modeling_detr",
-    "DetrModelOutput": "modeling_detr",
-    "DetrObjectDetectionOutput": "modeling_detr",
-    "DetrPreTrainedModel": "modeling_detr",
+    "DetrModelOutput": "modeling_outputs",
+    "DetrObjectDetectionOutput": "modeling_outputs",
+    "DetrPreTrainedModel": "modeling_base",
     "check_dataset": "data.validation",
     "digit_scenes": "data.digits",
     "draw_detections": "visualization",
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from .data.validation import check_dataset as check_dataset
     from .evaluation import CocoEvaluator as CocoEvaluator
     from .image_processing_detr import DetrImageProcessor as DetrImageProcessor
+    from .modeling_base import DetrPreTrainedModel as DetrPreTrainedModel
     from .modeling_detr import DetrForObjectDetection as DetrForObjectDetection
     from .modeling_detr import DetrModel as DetrModel
-    from .modeling_detr import DetrModelOutput as DetrModelOutput
-    from .modeling_detr import DetrObjectDetectionOutput as DetrObjectDetectionOutput
-    from .modeling_detr import DetrPreTrainedModel as DetrPreTrainedModel
+    from .modeling_outputs import DetrModelOutput as DetrModelOutput
+    from .modeling_outputs import DetrObjectDetectionOutput as DetrObjectDetectionOutput
     from .training import evaluate_model as evaluate_model
     from .training import parameter_groups as parameter_groups
     from .visualization import draw_detections as draw_detections

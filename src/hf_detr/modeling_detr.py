@@ -4,25 +4,24 @@ Parameter names are the names in the Hub's files, so loading and saving map noth
 a tensor back to the host; the loss does so once, for the matching.
 """
 
+import logging
 import warnings
-from contextvars import ContextVar
-from dataclasses import dataclass
 from os import PathLike
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel, initialization
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
 
+from .checkpoints.class_transfer import keep_rows, shared_classes
 from .checkpoints.original import load_original
 from .configuration_detr import DetrConfig
 from .loss import detection_loss
+from .modeling_base import DetrPreTrainedModel, loading_checkpoint
+from .modeling_outputs import DetrModelOutput, DetrObjectDetectionOutput
 from .nn.backbone import ConvEncoder, build_timm_backbone, build_transformers_backbone
-from .nn.frozen_norm import FrozenBatchNorm2d
 from .nn.heads import BoxHead
 from .nn.position_embedding import LearnedPositionEmbedding, SinePositionEmbedding
 from .nn.transformer import AttentionFunction, Decoder, DecoderLayer, Encoder, EncoderLayer, eager_attention
@@ -30,146 +29,7 @@ from .nn.transformer import AttentionFunction, Decoder, DecoderLayer, Encoder, E
 # B images of height x width, H x W cells of the feature map, K = HW of them in a row, L decoder layers, Q queries,
 # D channels, C classes
 
-# While a checkpoint is being loaded, the backbone's published weights are not wanted: it brings its own.
-_loading_checkpoint: ContextVar[bool] = ContextVar("loading_checkpoint", default=False)
-
-
-@dataclass
-class DetrModelOutput(Seq2SeqModelOutput):
-    """Output of `DetrModel`.
-
-    Attributes:
-        last_hidden_state: (B, Q, D) state of each query after the last decoder layer, normed.
-        decoder_hidden_states: L + 1 of (B, Q, D): the states before each layer and `last_hidden_state`.
-        decoder_attentions, cross_attentions: L of (B, heads, Q, Q) and of (B, heads, Q, HW).
-        encoder_last_hidden_state: (B, HW, D) the encoded feature map, its rows one after the other.
-        encoder_hidden_states: encoder layers + 1 of (B, HW, D).
-        encoder_attentions: encoder layers of (B, heads, HW, HW).
-        intermediate_hidden_states: (L, B, Q, D) states after each decoder layer, normed, with `auxiliary_loss`.
-    """
-
-    intermediate_hidden_states: Tensor | None = None
-
-
-@dataclass
-class DetrObjectDetectionOutput(ModelOutput):
-    """Output of `DetrForObjectDetection`; hidden states and attentions as in `DetrModelOutput`.
-
-    Attributes:
-        loss: () the weighted sum of all layers' losses, where `labels` were given.
-        loss_dict: its parts, unweighted, with the errors that are only to be looked at; see `loss.detection_loss`.
-        logits: (B, Q, C + 1) class scores before the softmax; the last class is "no object".
-        pred_boxes: (B, Q, 4) (centre x, centre y, width, height) in [0, 1] of the visible image, padding not counted.
-        auxiliary_outputs: with `auxiliary_loss` and `labels`, a dict of `logits` and `pred_boxes` for each decoder
-            layer but the last.
-        last_hidden_state: (B, Q, D), from which heads and others read.
-    """
-
-    loss: Tensor | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    pred_boxes: Tensor | None = None
-    auxiliary_outputs: list[dict[str, Tensor]] | None = None
-    last_hidden_state: Tensor | None = None
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_attentions: tuple[Tensor, ...] | None = None
-
-
-class DetrPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation, shared by the models."""
-
-    config_class = DetrConfig
-    config: DetrConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_attention_backend = True
-    _no_split_modules = ["ConvEncoder", "EncoderLayer", "DecoderLayer"]  # noqa: RUF012
-    # counters of live batch norms, which some files hold
-    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked$"]  # noqa: RUF012
-
-    def __init__(self, config: DetrConfig, *inputs, **kwargs):
-        config.check()  # fields may have been set since it was made
-        super().__init__(config, *inputs, **kwargs)
-        self.register_load_state_dict_post_hook(_ignore_batch_counters)
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in Transformers. The backbone's weights come from the checkpoint alone: nothing else is opened."""
-        token = _loading_checkpoint.set(True)
-        try:
-            loaded = super().from_pretrained(*args, **kwargs)
-        finally:
-            _loading_checkpoint.reset(token)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        # loading makes new parameters, all of which would train
-        model._detr.backbone.conv_encoder.freeze(model.config.freeze_backbone_until)
-        return loaded
-
-    @property
-    def _detr(self) -> "DetrModel":
-        return self if isinstance(self, DetrModel) else self.model
-
-    def freeze_backbone(self, until: str | int | None = "all") -> None:
-        """Afterwards exactly the backbone's parameters up to and including a stage are frozen: a stage's name or index,
-        "all", or None for none. Call it before the optimizer is made. ValueError for an unknown stage."""
-        self._detr.backbone.conv_encoder.freeze(until)
-        self.config.freeze_backbone_until = until
-
-    def unfreeze_backbone(self) -> None:
-        """Trains all parameters of the backbone. Frozen norms stay frozen: see `unfreeze_norms`."""
-        self.freeze_backbone(until=None)
-
-    def freeze_norms(self) -> None:
-        """Runs the backbone's batch norms as fixed affine maps. Call it before the optimizer is made."""
-        self._detr.backbone.conv_encoder.freeze_norms()
-        self.config.freeze_backbone_norms = True
-
-    def unfreeze_norms(self) -> None:
-        """Lets the backbone's batch norms train: for backbones from random weights. Call it before the optimizer is
-        made."""
-        self._detr.backbone.conv_encoder.unfreeze_norms()
-        self.config.freeze_backbone_norms = False
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """The original's: Xavier in the transformer, PyTorch's own in projection and heads, queries N(0, 1).
-
-        Transformers calls it for every module with tensors of its own that no checkpoint brought, and for no other; the
-        functions of `initialization` leave those tensors alone that a checkpoint did bring.
-        """
-        if isinstance(module, nn.Linear) and hasattr(module, "xavier_gain"):
-            initialization.xavier_uniform_(module.weight, gain=module.xavier_gain)
-            if module.starts_without_bias:
-                initialization.zeros_(module.bias)
-            else:
-                initialization.uniform_(module.bias, *_pytorch_bounds(module))
-        elif isinstance(module, nn.Conv2d) and module.bias is None:  # a backbone's, missing in the checkpoint
-            initialization.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            initialization.uniform_(module.weight, *_pytorch_bounds(module))
-            if module.bias is not None:
-                initialization.uniform_(module.bias, *_pytorch_bounds(module))
-        elif isinstance(module, nn.Embedding):
-            if getattr(module, "starts_uniform", False):
-                initialization.uniform_(module.weight)
-            else:
-                initialization.normal_(module.weight)
-        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, FrozenBatchNorm2d)):
-            if module.weight is not None:
-                initialization.ones_(module.weight)
-                initialization.zeros_(module.bias)
-            if getattr(module, "running_mean", None) is not None:
-                initialization.zeros_(module.running_mean)
-                initialization.ones_(module.running_var)
-        if hasattr(module, "init_non_persistent_buffers"):  # timm's tables, which no checkpoint holds
-            module.init_non_persistent_buffers()
+logger = logging.getLogger(__name__)
 
 
 class _Backbone(nn.Module):
@@ -369,6 +229,52 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         self.bbox_predictor = BoxHead(config.d_model)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in Transformers. With other classes (`id2label=`, or `num_labels=`) it keeps what can be kept of the class
+        head, and logs it: see `set_classes`. `ignore_mismatched_sizes` is not needed for that."""
+        id2label, num_labels = kwargs.pop("id2label", None), kwargs.pop("num_labels", None)
+        if id2label is not None and num_labels not in (None, len(id2label)):
+            raise ValueError(f"num_labels={num_labels} contradicts id2label, which names {len(id2label)} classes.")
+        if id2label is None and num_labels is None:
+            return super().from_pretrained(*args, **kwargs)
+        kwargs.pop("label2id", None)  # follows from id2label
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if id2label is not None:
+            model.set_classes(id2label)
+        elif num_labels != model.config.num_labels:
+            model.set_classes({index: f"LABEL_{index}" for index in range(num_labels)})
+        return loaded
+
+    @torch.no_grad()
+    def set_classes(self, id2label: dict[int, str]) -> list[str]:
+        """Makes the class head for other classes. Call it before the optimizer is made.
+
+        Kept are the row of "no object" and those of all classes that had the same name; the others start afresh.
+        Returns the names that were kept, and logs them. Raises ValueError for ids other than 0, 1, 2, ...
+        """
+        id2label = {int(index): str(name) for index, name in id2label.items()}
+        if not id2label or sorted(id2label) != list(range(len(id2label))):
+            raise ValueError(f"id2label must name the classes 0, 1, 2, ... without gaps, not {sorted(id2label)}.")
+        config, old = self.config, self.class_labels_classifier
+        if id2label != config.id2label:
+            shared = shared_classes(config.id2label, id2label)
+            head = nn.Linear(config.d_model, len(id2label) + 1, device=old.weight.device, dtype=old.weight.dtype)
+            keep_rows(old.weight, head.weight, shared)
+            keep_rows(old.bias, head.bias, shared)
+            self.class_labels_classifier = head.train(self.training)
+            config.id2label, config.label2id = id2label, {name: index for index, name in id2label.items()}
+        else:
+            shared = {index: index for index in id2label}
+        kept = [id2label[index] for index in sorted(shared)]
+        fresh = [name for index, name in id2label.items() if index not in shared]
+        logger.warning(
+            'Class head: kept "no object" and %d of %d classes (%s); %d start afresh (%s).',
+            len(kept), len(id2label), _shorten(kept), len(fresh), _shorten(fresh),
+        )  # fmt: skip
+        return kept
+
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -463,11 +369,11 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             FileNotFoundError, ValueError: no such file, not such a checkpoint, or one that does not fit `config`.
         """
         config, weights = load_original(path, config)
-        token = _loading_checkpoint.set(True)
+        token = loading_checkpoint.set(True)
         try:
             model = cls(config)
         finally:
-            _loading_checkpoint.reset(token)
+            loading_checkpoint.reset(token)
         problems = model.load_state_dict(weights, strict=False)
         if problems.missing_keys or problems.unexpected_keys:
             raise ValueError(
@@ -490,7 +396,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
 def _make_backbone(config: DetrConfig) -> ConvEncoder:
     backbone = config.backbone_config
     on_real_device = torch.empty(0).device.type != "meta"
-    pretrained = config.use_pretrained_backbone and on_real_device and not _loading_checkpoint.get()
+    pretrained = config.use_pretrained_backbone and on_real_device and not loading_checkpoint.get()
     if backbone.model_type == "timm_backbone":
         encoder = build_timm_backbone(
             backbone.backbone,
@@ -504,7 +410,7 @@ def _make_backbone(config: DetrConfig) -> ConvEncoder:
         encoder = build_transformers_backbone(backbone, (backbone.name_or_path or None) if pretrained else None)
     num_norms = encoder.freeze_norms() if config.freeze_backbone_norms else 0
     num_frozen = encoder.freeze(config.freeze_backbone_until)
-    if (num_norms or num_frozen) and not pretrained and not _loading_checkpoint.get() and on_real_device:
+    if (num_norms or num_frozen) and not pretrained and not loading_checkpoint.get() and on_real_device:
         warnings.warn(
             f"The backbone starts from random weights, with {num_norms} frozen norms and {num_frozen} frozen "
             "parameters that can never learn. Set use_pretrained_backbone=True, or freeze_backbone_norms=False and "
@@ -512,6 +418,10 @@ def _make_backbone(config: DetrConfig) -> ConvEncoder:
             UserWarning,
         )
     return encoder
+
+
+def _shorten(names: list[str], most: int = 10) -> str:
+    return ", ".join(names[:most] or ["none"]) + (", ..." if len(names) > most else "")
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -539,15 +449,3 @@ def _unpack_encoder_outputs(outputs: BaseModelOutput | tuple[Tensor, ...]):
         outputs = BaseModelOutput(**dict(zip(names, outputs, strict=False)))
     before = None if outputs.hidden_states is None else list(outputs.hidden_states[:-1])
     return outputs.last_hidden_state, before, outputs.attentions
-
-
-def _ignore_batch_counters(module: nn.Module, incompatible_keys) -> None:
-    incompatible_keys.unexpected_keys[:] = [
-        key for key in incompatible_keys.unexpected_keys if not key.endswith("num_batches_tracked")
-    ]
-
-
-def _pytorch_bounds(layer: nn.Linear | nn.Conv2d) -> tuple[float, float]:
-    """Between which `nn.Linear` and `nn.Conv2d` draw weights and biases, which the original leaves in place."""
-    bound = layer.weight[0].numel() ** -0.5  # fan in
-    return -bound, bound

@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     config = model.config
     print(
-        f"{args.output}: {config.backbone_config.backbone}{' DC5' if config.dilation else ''}, {config.encoder_layers} + "
-        f"{config.decoder_layers} layers, {config.num_queries} queries, {config.num_labels} classes, "
+        f"{args.output}: {config.backbone_config.backbone}{' DC5' if config.dilation else ''}, "
+        f"{config.encoder_layers} + {config.decoder_layers} layers, {config.num_queries} queries, {config.num_labels} classes, "
         f"{parameters:,} parameters"
     )
     if config.num_labels == 91:

@@ -1,0 +1,60 @@
+"""Train DETR with a plain transformers.Trainer: a data set of any usual format, our transform, collator and metric.
+
+python examples/train_trainer.py cppe-5 --checkpoint facebook/detr-resnet-50 --epochs 20 --output runs/cppe-5
+python examples/train_trainer.py digits --backbone test_resnet --shortest-edge 96 --epochs 1 --output runs/digits
+"""
+
+import argparse
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor
+from hf_detr.data.collator import DetectionCollator
+from hf_detr.data.digits import digit_scenes
+from hf_detr.data.loading import load_detection_dataset
+from hf_detr.data.schema import id2label
+from hf_detr.data.transform import DetectionTransform, transform_dataset
+from hf_detr.training import CocoMetric, parameter_groups
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("data", help="a folder or Hub data set with splits train and test, or 'digits' for generated ones")
+parser.add_argument("--checkpoint", help="a DETR to start from; else a fresh one on --backbone, a timm network")
+parser.add_argument("--backbone", default="resnet50")
+parser.add_argument("--shortest-edge", type=int, default=800, help="pixels")
+parser.add_argument("--epochs", type=float, default=50)
+parser.add_argument("--images", type=int, default=64, help="generated ones to train on, with 'digits'")
+parser.add_argument("--output", required=True)
+options = parser.parse_args()
+
+if options.data == "digits":
+    data = {"train": digit_scenes(options.images), "test": digit_scenes(options.images // 4, split="test")}
+else:
+    data = load_detection_dataset(options.data)
+classes = {"id2label": id2label(data), "label2id": {name: index for index, name in id2label(data).items()}}
+edges = {"shortest_edge": options.shortest_edge, "longest_edge": options.shortest_edge * 1333 // 800}
+if options.checkpoint:
+    model = DetrForObjectDetection.from_pretrained(options.checkpoint, ignore_mismatched_sizes=True, **classes)
+else:
+    fresh = {"freeze_backbone_norms": False, "freeze_backbone_until": None}  # its weights are random
+    model = DetrForObjectDetection(DetrConfig(backbone=options.backbone, **fresh, **classes))
+processor = DetrImageProcessor(size=edges)
+metric = CocoMetric(processor, model.config.id2label)
+
+args = TrainingArguments(options.output, num_train_epochs=options.epochs, max_grad_norm=0.1, eval_strategy="epoch",
+                         save_strategy="epoch", metric_for_best_model="map", load_best_model_at_end=True,
+                         logging_steps=10, remove_unused_columns=False, batch_eval_metrics=True)  # fmt: skip
+trainer = Trainer(
+    model,
+    args,
+    DetectionCollator(),
+    train_dataset=transform_dataset(data["train"], DetectionTransform(processor, augment="paper")),
+    eval_dataset=transform_dataset(data["test"], DetectionTransform(processor)),
+    processing_class=processor,
+    compute_metrics=metric,
+    preprocess_logits_for_metrics=metric.preprocess,
+    optimizers=(torch.optim.AdamW(parameter_groups(model)), None),
+)
+trainer.train()
+trainer.save_model()
+print(metric.evaluator.table())

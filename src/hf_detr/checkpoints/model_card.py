@@ -1,0 +1,225 @@
+"""The README.md of a trained model: what it was trained on and how, how well it does, and how to use it.
+
+The YAML at its head is what the Hub reads: filters, the AP on the model's page, the widget.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+_FACTS = (
+    "name", "repo_id", "license", "base_model", "dataset", "model", "recipe", "evaluation", "pictures", "threshold",
+    "versions",
+)  # fmt: skip
+_METRICS = {
+    "map": "AP (IoU 0.50 to 0.95)",
+    "map_50": "AP50",
+    "map_75": "AP75",
+    "map_small": "AP small (up to 32 x 32 px)",
+    "map_medium": "AP medium (up to 96 x 96 px)",
+    "map_large": "AP large",
+}
+_ON_THE_HUB = ("map", "map_50", "map_75")  # what goes into model-index
+
+
+def model_card(facts: Mapping[str, Any]) -> str:
+    """The text of README.md, Markdown with YAML front matter.
+
+    `facts`, of which only `name` must be there; what is absent is left out of the card:
+
+    - `name`: the title; `repo_id`: "user/name" on the Hub, or a folder, for the snippets (default: `name`);
+    - `license`: an identifier of the Hub's (default "apache-2.0"); `base_model`: Hub name it was fine-tuned from;
+    - `dataset`: {"name", "hub_id" where it is on the Hub, "classes" [names], "splits" {split: {"images", "objects",
+      ...}}}; the columns of the table are the numbers that all splits have;
+    - `model`, `recipe`, `versions`: {what: value}, each a table of two columns, in this order;
+    - `evaluation`: {"split", "metrics": what `CocoEvaluator.compute()` gives};
+    - `pictures`: {file beside the card: caption}; `threshold`: of the score in the snippets (default 0.5).
+
+    Raises ValueError for a fact of another name, or without `name`.
+    """
+    unknown = [name for name in facts if name not in _FACTS]
+    if unknown or not facts.get("name"):
+        wrong = f"unknown facts {unknown}" if unknown else "the fact 'name' is missing"
+        raise ValueError(f"model card: {wrong}; it takes {', '.join(_FACTS)}.")
+    sections = [
+        f"---\n{_front_matter(facts)}\n---",
+        f"# {facts['name']}",
+        _introduction(facts),
+        *_evaluation(facts),
+        *(f"![{caption}]({file})\n\n*{caption}*" for file, caption in (facts.get("pictures") or {}).items()),
+        _usage(facts),
+        *_data(facts),
+        *_two_columns("Recipe", facts.get("recipe")),
+        *_two_columns("Model", facts.get("model")),
+        *_two_columns("Versions", facts.get("versions")),
+        _REFERENCE,
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(facts: Mapping[str, Any]) -> str:
+    dataset = facts.get("dataset") or {}
+    data = ModelCardData(
+        license=facts.get("license") or "apache-2.0",
+        library_name="transformers",  # stock loads it, and so the Hub's own snippet and widget work
+        pipeline_tag="object-detection",
+        tags=["object-detection", "vision", "detr", "hf_detr"],
+        base_model=facts.get("base_model"),
+        datasets=[dataset["hub_id"]] if dataset.get("hub_id") else None,
+        metrics=["mean_average_precision"] if facts.get("evaluation") else None,
+        model_name=facts["name"],
+        eval_results=_eval_results(facts, dataset) or None,
+    )
+    return data.to_yaml(line_break="\n").strip()
+
+
+def _eval_results(facts: Mapping[str, Any], dataset: Mapping[str, Any]) -> list[EvalResult]:
+    evaluation = facts.get("evaluation")
+    if not evaluation:
+        return []
+    name = dataset.get("name") or "unnamed"
+    return [
+        EvalResult(
+            task_type="object-detection",
+            dataset_type=dataset.get("hub_id") or re.sub(r"[^\w.-]+", "-", name).strip("-").lower(),
+            dataset_name=name,
+            dataset_split=evaluation["split"],
+            metric_type="mean_average_precision",
+            metric_name=_METRICS[metric],
+            metric_value=round(evaluation["metrics"][metric], 4),
+        )
+        for metric in _ON_THE_HUB
+        if evaluation["metrics"].get(metric, -1) >= 0
+    ]
+
+
+def _introduction(facts: Mapping[str, Any]) -> str:
+    base, dataset = facts.get("base_model"), facts.get("dataset") or {}
+    text = "A [DETR](https://arxiv.org/abs/2005.12872) object detector"
+    if base:
+        text += f", fine-tuned from `{base}`"
+    if dataset.get("name"):
+        text += f", trained on {_dataset_link(dataset)}"
+    classes = dataset.get("classes") or []
+    if classes:
+        text += f". It finds {len(classes)} {'class' if len(classes) == 1 else 'classes'}: {_few(classes)}"
+    return text + ". Trained with `hf_detr`; it runs in `hf_detr` and in Transformers without further code."
+
+
+def _evaluation(facts: Mapping[str, Any]) -> list[str]:
+    evaluation = facts.get("evaluation")
+    if not evaluation:
+        return []
+    metrics = evaluation["metrics"]
+    counts = ", ".join(
+        f"{metrics[key]:,} {noun}"
+        for key, noun in (("num_images", "images"), ("num_targets", "objects"))
+        if key in metrics
+    )
+    lines = [
+        f"## Results\n\nCOCO average precision on the split `{evaluation['split']}`"
+        + (f" ({counts})." if counts else ".")
+    ]
+    rows = [(name, _score(metrics[key])) for key, name in _METRICS.items() if key in metrics]
+    rows += [
+        (f"AR, {key[4:]} detections", _score(value)) for key, value in metrics.items() if re.fullmatch(r"mar_\d+", key)
+    ]
+    lines.append(_table(("metric", "value"), rows))
+    if metrics.get("per_class"):
+        rows = [
+            (_cell(name), _score(values["map"]), _score(values["map_50"]), f"{values['num_targets']:,}")
+            for name, values in metrics["per_class"].items()
+        ]
+        lines.append(_table(("class", "AP", "AP50", "objects"), rows))
+    return lines
+
+
+def _usage(facts: Mapping[str, Any]) -> str:
+    return _USAGE.format(
+        repo=facts.get("repo_id") or facts["name"], threshold=f"{float(facts.get('threshold') or 0.5):g}"
+    )
+
+
+def _data(facts: Mapping[str, Any]) -> list[str]:
+    dataset = facts.get("dataset") or {}
+    if not dataset:
+        return []
+    lines = [f"## Data\n\n{_dataset_link(dataset)}"]
+    splits = dataset.get("splits") or {}
+    if splits:
+        columns = [key for key in next(iter(splits.values())) if all(key in counts for counts in splits.values())]
+        rows = [(_cell(split), *(f"{counts[key]:,}" for key in columns)) for split, counts in splits.items()]
+        lines.append(_table(("split", *(column.replace("_", " ") for column in columns)), rows))
+    if dataset.get("classes"):
+        lines.append(
+            "Classes, in the order of their ids: " + ", ".join(f"`{name}`" for name in dataset["classes"]) + "."
+        )
+    return lines
+
+
+def _two_columns(title: str, facts: Mapping[str, Any] | None) -> list[str]:
+    if not facts:
+        return []
+    return [f"## {title}\n\n" + _table(("", ""), [(_cell(name), _cell(value)) for name, value in facts.items()])]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    alignment = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, alignment, *rows))
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _score(value: float) -> str:
+    return "-" if value < 0 else f"{value:.3f}"
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:12])
+    return shown if len(names) <= 12 else f"{shown} and {len(names) - 12} more"
+
+
+def _dataset_link(dataset: Mapping[str, Any]) -> str:
+    if dataset.get("hub_id"):
+        return f"[{dataset['hub_id']}](https://huggingface.co/datasets/{dataset['hub_id']})"
+    return dataset.get("name") or "unnamed data"
+
+
+_USAGE = """\
+## Use
+
+With `hf_detr`:
+
+```python
+from PIL import Image, ImageOps
+
+from hf_detr import DetrForObjectDetection, DetrImageProcessor
+
+processor = DetrImageProcessor.from_pretrained("{repo}")
+model = DetrForObjectDetection.from_pretrained("{repo}").eval()
+image = ImageOps.exif_transpose(Image.open("picture.jpg"))
+outputs = model(**processor(images=image, return_tensors="pt"))
+found = processor.post_process_object_detection(outputs, threshold={threshold}, target_sizes=[image.size[::-1]])[0]
+for score, label, box in zip(found["scores"], found["labels"], found["boxes"]):
+    print(model.config.id2label[label.item()], f"{{score:.2f}}", box.tolist())  # xyxy, pixels
+```
+
+or in a shell: `hf-detr predict {repo} picture.jpg`.
+
+With Transformers alone:
+
+```python
+from transformers import pipeline
+
+detector = pipeline("object-detection", model="{repo}")
+print(detector("picture.jpg", threshold={threshold}))
+```"""
+
+_REFERENCE = """\
+## Reference
+
+Carion et al., *End-to-End Object Detection with Transformers*, ECCV 2020, [arXiv:2005.12872](https://arxiv.org/abs/2005.12872)."""

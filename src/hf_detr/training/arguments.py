@@ -1,0 +1,109 @@
+"""Settings of a training: those of Transformers, with the paper's values as defaults, and a few of our own."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from ..data.bad_boxes import ON_BAD_BOX
+
+
+@dataclass
+class DetrTrainingArguments(TrainingArguments):
+    """`TrainingArguments` whose defaults are the paper's (Carion et al. 2020, A.4) and DETR's own needs.
+
+    From the paper: AdamW, learning rates 1e-4 and 1e-5 (backbone), weight decay 1e-4, gradients clipped at 0.1, 300
+    epochs with the rates divided by 10 after two thirds, two images a device. Ours: COCO AP after every epoch, the best
+    checkpoint by AP loaded at the end, the best and the last one kept, losses logged every 50 steps, two workers.
+
+    Without evaluation (`eval_strategy="no"`) or without checkpoints (`save_strategy="no"`) there is no best one, and
+    `load_best_model_at_end` is turned off.
+
+    Fields of this class:
+        backbone_learning_rate: of all parameters of the backbone that train.
+        lr_drop_at: the share of the training, in (0, 1), after which all rates fall to a tenth; None for never. Only
+            with `lr_scheduler_type` "constant" or "constant_with_warmup"; other schedules are as in Transformers.
+        ema_decay: in (0, 1), such as 0.9997: an exponential moving average of the weights is kept, and is what is
+            evaluated, saved and left in the model. None for none.
+        early_stopping_patience: stop after so many evaluations in a row without a better `metric_for_best_model`.
+        early_stopping_threshold: what counts as better, in units of the metric.
+        on_bad_box: what to do with boxes that are not finite, have no area or leave their image: "error" (before the
+            first step, naming the image), "drop" or "clip", both with a count.
+        group_by_aspect_ratio: batches of pictures of like shape, so that less is padded; the data set needs the columns
+            width and height.
+        eval_score_threshold: detections below it do not count for AP; 0, as COCO has it, keeps all.
+        eval_max_detections: per image and class; the largest holds for AP, each gives an average recall `mar_n`.
+
+    Raises:
+        ValueError: an impossible value, or `remove_unused_columns=True`, which would drop the image.
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Of everything but the backbone."})
+    backbone_learning_rate: float = field(default=1e-5, metadata={"help": "Of the backbone."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "Of every parameter, norms and biases as well."})
+    max_grad_norm: float = field(default=0.1, metadata={"help": "Largest norm of the gradient."})
+    num_train_epochs: float = field(default=300.0, metadata={"help": "Passes over the training set."})
+    per_device_train_batch_size: int = field(default=2, metadata={"help": "Images of one forward pass of a device."})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "See also lr_drop_at."})
+    lr_drop_at: float | None = field(default=2 / 3, metadata={"help": "Share of the training before rates / 10."})
+
+    ema_decay: float | None = field(default=None, metadata={"help": "Average the weights, with this decay a step."})
+    early_stopping_patience: int | None = field(default=None, metadata={"help": "Evaluations without a better AP."})
+    early_stopping_threshold: float = field(default=0.0, metadata={"help": "By how much AP must be better."})
+    on_bad_box: str = field(default="error", metadata={"help": f"One of {', '.join(ON_BAD_BOX[:3])}."})
+    group_by_aspect_ratio: bool = field(default=False, metadata={"help": "Batches of pictures of like shape."})
+
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to compute COCO AP."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep; the best is among them."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the weights of the best AP."})
+    metric_for_best_model: str | None = field(default="map", metadata={"help": "What the best is best at."})
+    greater_is_better: bool | None = field(default=None, metadata={"help": "True but for losses."})
+    eval_score_threshold: float = field(default=0.0, metadata={"help": "Detections below it do not count."})
+    eval_max_detections: list[int] = field(
+        default_factory=lambda: [1, 10, 100], metadata={"help": "Per image and class; the largest holds for AP."}
+    )
+
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two entries of the log."})
+    # Transformers would look at every step's loss on the host, and leave bad ones out of the mean without a word
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave NaN out of logged losses."})
+    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that load images, for each device."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False: the image would go."})
+    # every parameter takes part in every step; looking for unused ones costs a walk through the graph
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "See PyTorch."})
+
+    def __post_init__(self):
+        _check(self)
+        if "no" in (_text(self.eval_strategy), _text(self.save_strategy)):
+            self.load_best_model_at_end = False
+        super().__post_init__()
+
+
+def _text(strategy) -> str:
+    return str(getattr(strategy, "value", strategy))
+
+
+def _check(args: DetrTrainingArguments) -> None:
+    if args.remove_unused_columns:
+        raise ValueError(
+            "remove_unused_columns=True drops the column 'image' before the transform sees it; leave it False."
+        )
+    if not args.backbone_learning_rate >= 0:
+        raise ValueError(f"backbone_learning_rate={args.backbone_learning_rate!r} is not a number of at least 0.")
+    for name in ("lr_drop_at", "ema_decay"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"{name}={value!r} is not between 0 and 1; None turns it off.")
+    if args.early_stopping_patience is not None:
+        if args.early_stopping_patience < 1:
+            raise ValueError(
+                f"early_stopping_patience={args.early_stopping_patience!r} is not a number of evaluations of at least "
+                "1; None turns it off."
+            )
+        if _text(args.eval_strategy) == "no":
+            raise ValueError("early_stopping_patience needs evaluations; set eval_strategy='epoch'.")
+    if args.on_bad_box not in ON_BAD_BOX[:3]:
+        raise ValueError(f"on_bad_box={args.on_bad_box!r} is none of {ON_BAD_BOX[:3]}.")
+    if not 0 <= args.eval_score_threshold <= 1:
+        raise ValueError(f"eval_score_threshold={args.eval_score_threshold!r} is not between 0 and 1.")
+    if args.label_smoothing_factor:
+        raise ValueError("label_smoothing_factor has no meaning for a set loss; leave it 0.")

@@ -1,0 +1,29 @@
+"""Which checkpoints of a run are whole. A process can be killed while it writes one."""
+
+import json
+import re
+from pathlib import Path
+
+# What Transformers writes last, after weights, optimizer, schedule and random numbers.
+_LAST_WRITTEN = "trainer_state.json"
+# The weights that train, where model.safetensors holds their average.
+TRAINED_WEIGHTS = "training_weights.safetensors"
+
+
+def last_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest whole checkpoint folder in `output_dir`, or None. Broken ones are passed over."""
+    found = [(int(match[1]), path) for path in Path(output_dir).glob("checkpoint-*") if (match := _number(path))]
+    return next((path for _, path in sorted(found, reverse=True) if is_whole(path)), None)
+
+
+def is_whole(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint folder was written to its end."""
+    try:
+        json.loads((Path(checkpoint) / _LAST_WRITTEN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _number(path: Path) -> re.Match | None:
+    return re.fullmatch(r"checkpoint-(\d+)", path.name) if path.is_dir() else None

@@ -1,0 +1,58 @@
+"""COCO AP for a plain `transformers.Trainer`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import EvalPrediction
+from transformers.utils import ModelOutput
+
+from ..evaluation import CocoEvaluator
+
+
+class CocoMetric:
+    """Both functions that `Trainer` takes for metrics: `compute_metrics` is the object itself.
+
+        metric = CocoMetric(processor, model.config.id2label)
+        args = TrainingArguments(..., remove_unused_columns=False, batch_eval_metrics=True)
+        Trainer(..., compute_metrics=metric, preprocess_logits_for_metrics=metric.preprocess)
+
+    Detections are made and counted in `preprocess`, batch by batch, before Trainer gathers anything: it would cut the
+    labels of the last batch to the number of its images. So memory stays flat. Labels do not hold crowd regions;
+    `DetrTrainer` takes them from the rows. `evaluator` is the `CocoEvaluator`, for tables and files.
+    """
+
+    def __init__(self, processor: Any, id2label: Mapping[int, str] | Sequence[str], score_threshold: float = 0.0):
+        self.processor, self.score_threshold = processor, score_threshold
+        self.evaluator = CocoEvaluator(id2label)
+        self._begin = True
+
+    def preprocess(self, outputs: Sequence[Any], labels: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """Takes in a batch: the model's outputs but the loss, and its label dicts; returns the scores (B, 1).
+
+        Raises ValueError where logits and boxes are not the first tensors of `outputs`.
+        """
+        if self._begin:
+            self.evaluator.reset()
+            self._begin = False
+        tensors = [output for output in outputs if isinstance(output, Tensor)]
+        if len(tensors) < 2 or tensors[0].ndim != 3 or tensors[1].shape[-1] != 4:
+            raise ValueError(
+                f"expected logits (B, Q, C + 1) and boxes (B, Q, 4) first, got {[tuple(one.shape) for one in tensors]};"
+                " leave logits and pred_boxes out of ignore_keys."
+            )
+        predictions = ModelOutput(logits=tensors[0], pred_boxes=tensors[1])
+        sizes_hw = [label["orig_size"].tolist() for label in labels]
+        results = self.processor.post_process_object_detection(
+            predictions, threshold=self.score_threshold, target_sizes=sizes_hw
+        )
+        self.evaluator.update(results, labels)
+        return tensors[0].softmax(-1)[..., :-1].amax((1, 2))[:, None]
+
+    def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        """The metrics of all processes after the last batch, nothing before it."""
+        if not compute_result:
+            return {}
+        self._begin = True
+        self.evaluator.synchronize_between_processes()
+        return self.evaluator.summary()

@@ -1,0 +1,132 @@
+"""A look at the rows before the first step: what there is to learn from, and whether it can be learnt from."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from ..data.bad_boxes import BoxPolicy
+from ..data.schema import class_names
+from ..data.transform import DetectionTransform
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Of one data set: images, objects, images without objects, and the objects of the fullest image."""
+
+    images: int
+    objects: int
+    empty: int
+    most: int
+    bad_boxes: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images:,} images, {self.objects:,} objects, {self.empty:,} images without, at most {self.most} an "
+            "image"
+        )
+
+
+class MendBoxes:
+    """An augmentation that comes before all others: leaves out or cuts the boxes that `on_bad_box` says are bad."""
+
+    def __init__(self, on_bad_box: str):
+        self.on_bad_box = on_bad_box
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Row in, row out; `width` and `height` are the image's."""
+        policy = BoxPolicy(self.on_bad_box, "row")
+        before = row["objects"]["bbox"]
+        after = [policy(tuple(box), row["width"], row["height"], "") for box in before]
+        kept = [index for index, box in enumerate(after) if box is not None]
+        objects = {name: [values[index] for index in kept] for name, values in row["objects"].items()}
+        objects["bbox"] = [list(after[index]) for index in kept]
+        if "area" in objects:
+            # a mask's share of its box is taken to stay what it was
+            objects["area"] = [
+                area * (after[index][2] * after[index][3]) / (before[index][2] * before[index][3])
+                for index, area in zip(kept, objects["area"], strict=True)
+            ]
+        return {**row, "objects": objects}
+
+
+def transform_of(dataset: Any) -> DetectionTransform | None:
+    """The `DetectionTransform` that a data set was given by `with_transform`, if it was."""
+    transform = dataset.format["format_kwargs"].get("transform") if isinstance(dataset, Dataset) else None
+    return transform if isinstance(transform, DetectionTransform) else None
+
+
+def raw_rows(dataset: Any, *columns: str) -> Dataset | None:
+    """Those of the columns that there are, untransformed and without images; None for what is not of `datasets`."""
+    if not isinstance(dataset, Dataset):
+        return None
+    return dataset.with_format(None).select_columns([name for name in columns if name in dataset.column_names])
+
+
+def check_is_transformed(dataset: Any, name: str) -> None:
+    """ValueError where the rows of a data set would reach the collator as they are."""
+    if isinstance(dataset, Dataset) and dataset.format["type"] != "custom" and "pixel_values" not in dataset.features:
+        raise ValueError(
+            f"{name}: its rows have {dataset.column_names} but no pixel_values; give it a transform, "
+            f"{name}=transform_dataset(dataset, DetectionTransform(processor, augment='paper')), without augment to "
+            "evaluate on."
+        )
+
+
+def count_rows(dataset: Any, name: str, on_bad_box: str) -> RowCounts | None:
+    """Counts the rows of a `datasets` object in the schema, and looks at every box; None for other data sets.
+
+    Raises ValueError naming the image of the first bad box under on_bad_box="error"; else warns with their number.
+    """
+    rows = raw_rows(dataset, "image_id", "width", "height", "objects")
+    if rows is None or "objects" not in rows.column_names:
+        return None
+    sizes_known = {"width", "height"} <= set(rows.column_names)
+    policy = BoxPolicy(on_bad_box, name)
+    lengths = []
+    for row in rows:
+        boxes = _boxes(row["objects"])
+        lengths.append(len(boxes))
+        if sizes_known:
+            for index, box in enumerate(boxes):
+                policy(tuple(box), row["width"], row["height"], f"{name}: image_id {row.get('image_id')}, box {index}")
+    policy.warn()
+    return RowCounts(len(lengths), sum(lengths), lengths.count(0), max(lengths, default=0), policy.bad)
+
+
+def mended(dataset: Dataset, on_bad_box: str) -> Dataset:
+    """The same data set whose transform mends bad boxes first. ValueError for a transform that is not ours."""
+    transform = transform_of(dataset)
+    if transform is None:
+        raise ValueError(
+            f"on_bad_box={on_bad_box!r} needs rows with a DetectionTransform; with a transform of your own, load the "
+            f"data by load_detection_dataset(..., on_bad_box={on_bad_box!r}) instead."
+        )
+    transform = copy.copy(transform)
+    transform.augment = [MendBoxes(on_bad_box), *transform.augment]
+    return dataset.with_transform(transform)
+
+
+def class_problem(dataset: Any, id2label: Mapping[int, str]) -> tuple[bool, str] | None:
+    """What is wrong between the classes of the data and the model's: (whether it must not train, words), or None."""
+    try:
+        names = class_names(dataset)
+    except (ValueError, AttributeError):
+        return None  # not in the schema: nothing is known of its classes
+    known = [str(id2label[index]) for index in sorted(id2label)]
+    remedy = "make the model with id2label=hf_detr.data.schema.id2label(dataset)"
+    if len(names) > len(known):
+        return True, f"the data has {len(names)} classes and the model {len(known)}; {remedy}."
+    for index, name in enumerate(names):
+        if known[index] != name:
+            return False, (
+                f"class {index} is {name!r} in the data and {known[index]!r} in the model, which will learn the former "
+                f"and say the latter; {remedy}."
+            )
+    return None
+
+
+def _boxes(objects: Any) -> list:
+    return list(objects["bbox"]) if isinstance(objects, Mapping) else [one["bbox"] for one in objects]

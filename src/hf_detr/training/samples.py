@@ -1,0 +1,124 @@
+"""Which image comes when, and with which random numbers: all from seed, epoch and index, so that a run can resume."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from ..data.sampler import AspectRatioBatchSampler
+
+
+class ReproducibleSamples(Dataset):
+    """A map-style data set whose random augmentation of an image follows from `seed`, the epoch and its index alone.
+
+    Neither worker processes, nor batches fetched ahead, nor a resumed run change it; and loading images draws none of
+    the training's own random numbers (dropout). Python's, NumPy's and torch's global generators are seeded for each
+    image; an augmentation with a generator of its own must seed it from one of these.
+
+    Indices come from `EpochOrder` and carry the epoch: epoch * len + index. Nothing else reaches worker processes that
+    live longer than an epoch.
+    """
+
+    def __init__(self, dataset: Any, seed: int):
+        self.dataset, self.seed = dataset, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the next order; data loaders call this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: int) -> Any:
+        epoch, index = divmod(place, len(self.dataset))
+        with _seeded(self.seed, epoch, index):
+            return self.dataset[index]
+
+
+class EpochOrder(Sampler[int]):
+    """Every image once an epoch, shuffled by seed and epoch, or in order; for `ReproducibleSamples`.
+
+    With `sizes_hw`, (height, width) of each image, consecutive `batch_size` images have like aspect ratios.
+    """
+
+    # No set_epoch of its own: Accelerate hands the epoch to the sampler or else to the data set, and only the latter
+    # is also reached in a resumed epoch of several processes.
+
+    def __init__(
+        self,
+        samples: ReproducibleSamples,
+        shuffle: bool = True,
+        sizes_hw: Sequence[tuple[int, int]] | None = None,
+        batch_size: int = 1,
+    ):
+        self.samples, self.shuffle, self.batch_size = samples, shuffle, batch_size
+        self.by_shape = None
+        if sizes_hw is not None:
+            self.by_shape = AspectRatioBatchSampler(sizes_hw, batch_size, shuffle=shuffle, seed=samples.seed)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[int]:
+        epoch, count = self.samples.epoch, len(self.samples)
+        order: list[int] = list(range(count))
+        if self.by_shape is not None:
+            self.by_shape.set_epoch(epoch)
+            batches = sorted(self.by_shape, key=len, reverse=True)  # the one that is not full comes last
+            order = [index for batch in batches for index in batch]
+        elif self.shuffle:
+            generator = torch.Generator().manual_seed(_mixed(self.samples.seed, epoch))
+            order = torch.randperm(count, generator=generator).tolist()
+        yield from (epoch * count + index for index in order)
+
+
+class ShareOfBatches(Sampler[list[int]]):
+    """The batches of one process: together, the processes see each of `num_images` images once.
+
+    With `even`, a process whose share ends early goes on with its last image (or the first of all) until the longest
+    share has ended: model parallelism needs every process in every forward pass. `is_extra(step)` tells those.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, process_index: int, num_processes: int, even: bool = False):
+        share = list(range(process_index, num_images, num_processes))
+        self.batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+        self.num_own = len(self.batches)
+        if even:
+            longest = ceil(ceil(num_images / num_processes) / batch_size)
+            self.batches += [share[-1:] or [0]] * (longest - self.num_own)
+
+    def is_extra(self, step: int) -> bool:
+        """Whether the batch of this number only keeps the others company."""
+        return step >= self.num_own
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+def _mixed(*numbers: int) -> int:
+    return int(np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def _seeded(*numbers: int) -> Iterator[None]:
+    """Within, the host's global random numbers follow from `numbers`; afterwards they go on as if nothing had been."""
+    seed = _mixed(*numbers)
+    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002, users' augmentations may draw from it
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(torch_state)

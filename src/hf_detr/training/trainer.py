@@ -1,0 +1,337 @@
+"""DetrTrainer: Transformers' Trainer, with DETR's optimizer, counting, evaluation and care for the data."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast
+from datasets import IterableDataset
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from ..data.collator import DetectionCollator
+from ..evaluation import CocoEvaluator
+from .arguments import DetrTrainingArguments
+from .average import WeightAverage
+from .callbacks import EarlyStopping, UpdateAverage
+from .checkpoint_folders import TRAINED_WEIGHTS, is_whole, last_checkpoint
+from .health import QueryCollapse, warn_if_not_finite
+from .losses import IntervalLosses
+from .optimizer import parameter_groups
+from .rows import check_is_transformed, class_problem, count_rows, mended, raw_rows, transform_of
+from .samples import EpochOrder, ReproducibleSamples, ShareOfBatches
+from .trainer_evaluation import EvaluationMixin
+
+
+class DetrTrainer(EvaluationMixin, Trainer):
+    """Trains a DetrForObjectDetection on rows of `DetectionTransform`; arguments are those of `transformers.Trainer`.
+
+        train = transform_dataset(data["train"], DetectionTransform(processor, augment="paper"))
+        test = transform_dataset(data["test"], DetectionTransform(processor))
+        trainer = DetrTrainer(model, DetrTrainingArguments("run"), train_dataset=train, eval_dataset=test)
+        trainer.train()
+        print(trainer.evaluator.table())
+
+    What it adds:
+        - the paper's parameter groups and schedule (see `DetrTrainingArguments`);
+        - losses divided by the boxes and images of the whole optimizer step: accumulation and processes change nothing;
+        - every part of the loss in the log, at the cost of no synchronisation a step;
+        - COCO AP (`eval_map`, `eval_map_50`, ...) and `eval_loss` of the whole set, streamed; `evaluator` is the last
+          `CocoEvaluator`. Targets are the data set's own rows where there are any, so crowds count as COCO has it;
+        - random augmentation that follows from seed, epoch and image, so that a resumed run is the same run;
+          `train(resume_from_checkpoint=True)` takes the newest whole checkpoint;
+        - an average of the weights, early stopping, a look at every box before the first step.
+
+    `data_collator` is by default a `DetectionCollator`, `processing_class` the processor of the transform. `predict`
+    gives one result dict an image in the order of the data set: image_id, scores, labels, boxes (xyxy, pixels).
+
+    Raises:
+        TypeError: other arguments than `DetrTrainingArguments`.
+        ValueError: what cannot train: nn.DataParallel, rows without transform, bad boxes, more classes than the model
+            has, functions of metrics or loss, for which `transformers.Trainer` is there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: DetrTrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **options: Any,
+    ):
+        args = DetrTrainingArguments() if args is None else args
+        if not isinstance(args, DetrTrainingArguments):
+            raise TypeError(f"args must be DetrTrainingArguments, not {type(args).__name__}.")
+        for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
+            if options.get(name) is not None:
+                raise ValueError(
+                    f"{name}: the model has its loss and DetrTrainer its COCO AP; use transformers.Trainer."
+                )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs in one process: nn.DataParallel cannot divide lists of labels. Start a process a "
+                f"GPU, `accelerate launch --num_processes {args.n_gpu} ...`, or choose one, CUDA_VISIBLE_DEVICES=0."
+            )
+        named = {"train_dataset": train_dataset}
+        named |= (
+            {f"eval_dataset[{key!r}]": one for key, one in eval_dataset.items()}
+            if isinstance(eval_dataset, dict)
+            else {"eval_dataset": eval_dataset}
+        )
+        checked = {name: self._checked(name, one, model, args) for name, one in named.items() if one is not None}
+        train_dataset = checked.get("train_dataset")
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {key: checked[f"eval_dataset[{key!r}]"] for key in eval_dataset}
+        else:
+            eval_dataset = checked.get("eval_dataset")
+        if processing_class is None:
+            transforms = [transform_of(one) for one in checked.values()]
+            processing_class = next((one.processor for one in transforms if one is not None), None)
+
+        self.evaluator: CocoEvaluator | None = None
+        self._average: WeightAverage | None = None
+        self._losses = IntervalLosses()
+        self._num_images_in_step: torch.Tensor | int | None = None
+        self._last_predictions: tuple[torch.Tensor, torch.Tensor] | None = None
+        super().__init__(
+            model,
+            args,
+            DetectionCollator() if data_collator is None else data_collator,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            **options,
+        )
+        self.model_accepts_loss_kwargs = True  # the losses are shares of the step's already
+        if args.ema_decay is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError("ema_decay needs whole weights in each process; leave it out with FSDP or DeepSpeed.")
+            self.add_callback(UpdateAverage(lambda: self._average))
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold))
+
+    @staticmethod
+    def _checked(name: str, dataset: Any, model: nn.Module | None, args: DetrTrainingArguments) -> Any:
+        """The data set, its bad boxes mended if so wished."""
+        check_is_transformed(dataset, name)
+        config = getattr(model, "config", None)
+        problem = class_problem(dataset, config.id2label) if config is not None else None
+        if problem is not None:
+            must_not_train, words = problem
+            if must_not_train:
+                raise ValueError(f"{name}: {words}")
+            warnings.warn(f"{name}: {words}")
+        counts = count_rows(dataset, name, args.on_bad_box)
+        if counts is None:
+            return dataset
+        if args.process_index == 0:
+            print(f"{name}: {counts}")
+        if config is not None and counts.most > config.num_queries:
+            warnings.warn(
+                f"{name}: an image has {counts.most} objects and the model {config.num_queries} queries, so some are "
+                "never found; make the model with more num_queries."
+            )
+        return mended(dataset, args.on_bad_box) if counts.bad_boxes else dataset
+
+    # ---- batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in Transformers, with an order and random numbers that follow from seed, epoch and image alone."""
+        if self.train_dataset is None or not hasattr(self.train_dataset, "__getitem__"):
+            if isinstance(self.train_dataset, IterableDataset | torch.utils.data.IterableDataset):
+                warnings.warn("A stream has no fixed order, so a resumed run will not repeat its random augmentation.")
+            return super().get_train_dataloader()
+        args = self.args
+        strategy = getattr(args, "train_sampling_strategy", "random")
+        if strategy not in ("random", "sequential"):
+            raise ValueError(f"train_sampling_strategy={strategy!r} is for text; see group_by_aspect_ratio.")
+        sizes_hw = None
+        if args.group_by_aspect_ratio:
+            rows = raw_rows(self.train_dataset, "height", "width")
+            if rows is None or len(rows.column_names) < 2:
+                raise ValueError("group_by_aspect_ratio needs a train_dataset with the columns width and height.")
+            sizes_hw = list(zip(rows["height"], rows["width"], strict=True))
+        batch_size = self._train_batch_size
+        samples = ReproducibleSamples(self.train_dataset, args.seed if args.data_seed is None else args.data_seed)
+        order = EpochOrder(samples, strategy == "random", sizes_hw, batch_size)
+        return self.accelerator.prepare(self._loader(samples, batch_size=batch_size, sampler=order,
+                                                     drop_last=args.dataloader_drop_last))  # fmt: skip
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """This process's share of `eval_dataset` (a data set, the name of one of several, or None for the trainer's);
+        together, the processes see each image once."""
+        if eval_dataset is None:
+            eval_dataset = self.eval_dataset
+        elif isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        if eval_dataset is None:
+            raise ValueError("There is no data set to evaluate on; give eval_dataset to the trainer, or to evaluate().")
+        check_is_transformed(eval_dataset, "eval_dataset")
+        if not hasattr(eval_dataset, "__getitem__"):
+            return super().get_eval_dataloader(eval_dataset)
+        args = self.args
+        share = ShareOfBatches(
+            len(eval_dataset), args.eval_batch_size, args.process_index, args.world_size, even=self.is_fsdp_enabled
+        )
+        # a generator of its own, so that evaluating draws none of the training's random numbers
+        return self._loader(eval_dataset, batch_sampler=share, generator=torch.Generator())
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As `get_eval_dataloader`."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def _loader(self, dataset: Any, **options: Any) -> DataLoader:
+        args = self.args
+        return DataLoader(
+            dataset,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and torch.accelerator.is_available(),
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            **options,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The batches of an optimizer step, and its boxes over all of them and all processes."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        if any("labels" not in batch for batch in batches):
+            raise ValueError("train_dataset: its rows have no labels; keep the column 'objects'.")
+        labels = [label for batch in batches for label in batch["labels"]]
+        counts: Any = [sum(len(label["class_labels"]) for label in labels), len(labels)]
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
+        self._num_images_in_step = counts[1]
+        self._losses.begin_step(len(batches))
+        return batches, counts[0]
+
+    # ---- loss and optimizer
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's loss: with `num_items_in_batch` its share of the optimizer step's, times the number of processes,
+        because data parallelism averages gradients."""
+        counts = {}
+        if num_items_in_batch is not None:
+            counts = {"num_items_in_batch": num_items_in_batch, "num_images_in_batch": self._num_images_in_step}
+        try:
+            outputs = model(**inputs, **counts)
+        except ValueError as error:
+            ids = [int(label["image_id"]) for label in inputs.get("labels", ()) if "image_id" in label]
+            raise ValueError(f"Step {self.state.global_step + 1}, images {ids}: {error}") from error
+        self._losses.add(outputs.loss_dict)
+        self._last_predictions = (outputs.logits.detach(), outputs.pred_boxes.detach())
+        loss = outputs.loss * self.args.world_size if counts else outputs.loss
+        return (loss, outputs) if return_outputs else loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer of `args.optim`, AdamW by default, with the paper's two groups."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
+            optimizer_class, settings = chosen
+            own_parameters = {"params", "model", "optimizer_dict"} & set(settings)
+            if own_parameters or not (
+                isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)
+            ):
+                raise ValueError(f"optim={self.args.optim!r} makes parameter groups of its own; choose adamw_torch.")
+            args = self.args
+            groups = parameter_groups(model, args.learning_rate, args.backbone_learning_rate, args.weight_decay)
+            self.optimizer = optimizer_class(groups, **settings)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The paper's, rates / 10 after `lr_drop_at` of the training, for constant rates; else Transformers' own."""
+        constant = self.args.lr_scheduler_type in ("constant", "constant_with_warmup")
+        if self.lr_scheduler is None and constant and self.args.lr_drop_at is not None:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            drop = round(num_training_steps * self.args.lr_drop_at)
+
+            def factor(step: int) -> float:
+                return min(1.0, (step + 1) / (warmup + 1)) * (0.1 if step >= drop else 1.0)
+
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    # ---- the run
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in Transformers. True resumes from the newest checkpoint in `output_dir` that was written to its end.
+
+        With `ema_decay` the model holds the averaged weights afterwards. Raises ValueError where there is no such
+        checkpoint, or where it was saved with `ema_decay` and this run has none, or the other way round.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} holds no whole checkpoint; train without resuming.")
+        elif resume_from_checkpoint and not is_whole(resume_from_checkpoint):
+            raise ValueError(f"{resume_from_checkpoint} is no checkpoint, or was not written to its end; take another.")
+        if resume_from_checkpoint:
+            resume_from_checkpoint = str(resume_from_checkpoint)
+        self._losses.clear()
+        if self.args.ema_decay is not None:
+            if self.model_init is not None:
+                raise ValueError("ema_decay averages one model; give the trainer a model, not model_init.")
+            self._average = WeightAverage(self.model, self.args.ema_decay)
+        result = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        if self._average is not None:
+            if not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):
+                self.model.load_state_dict(self._average.model.state_dict())
+            self._average = None
+        self._last_predictions = None
+        return result
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """With the training's loss, also its parts; and a warning where the numbers say that it has gone wrong."""
+        if self.is_in_train and "loss" in logs:
+            logs.update(
+                self._losses.take(self.args.world_size, lambda sums: self.accelerator.reduce(sums, reduction="mean"))
+            )
+            if self._last_predictions is not None:
+                collapse = QueryCollapse()
+                collapse.add(*self._last_predictions)
+                collapse.warn(f"Step {self.state.global_step}")
+            warn_if_not_finite(logs, self.state.global_step)
+        super().log(logs, *args, **kwargs)
+
+    # ---- checkpoints; names with an underscore are Transformers' own
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self._average is not None and state_dict is None:
+            state_dict = self._average.model.state_dict()
+        super()._save(output_dir, state_dict=state_dict)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The last thing saved but for the state of the trainer, which tells a whole checkpoint."""
+        super()._save_rng_state(output_dir)
+        if self._average is not None and self.args.should_save:
+            weights = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
+            save_file(weights, Path(output_dir) / TRAINED_WEIGHTS)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        trained = Path(resume_from_checkpoint) / TRAINED_WEIGHTS
+        if trained.exists() != (self._average is not None):
+            was = "with" if trained.exists() else "without"
+            raise ValueError(f"{resume_from_checkpoint} was saved {was} ema_decay; resume {was} it.")
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._average is not None:
+            self._average.restart(self.model)
+            self.model.load_state_dict(load_file(trained))
+
+    def _share_norm_statistics(self) -> None:
+        """Live batch norms see each process's images only; everyone takes the first process's, which are saved."""
+        if self.args.world_size > 1 and not getattr(self.model.config, "freeze_backbone_norms", True):
+            for statistics in self.model.buffers():
+                broadcast(statistics)

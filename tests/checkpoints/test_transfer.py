@@ -1,0 +1,90 @@
+"""Fine-tuning on other classes and with another number of queries keeps what was learned."""
+
+import logging
+
+import pytest
+import torch
+import transformers
+
+from hf_detr import DetrForObjectDetection
+from tests.small_models import images, small_model, targets
+
+OLD = {0: "cat", 1: "dog", 2: "N/A", 3: "bus", 4: "LABEL_4"}
+NEW = {0: "Dog ", 1: "zebra", 2: "LABEL_4", 3: "N/A", 4: "cat", 5: "tram"}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    model = small_model(id2label=OLD)
+    model.save_pretrained(tmp_path)
+    return model, tmp_path
+
+
+def test_new_classes_keep_no_object_and_every_class_of_the_same_name(checkpoint, caplog):
+    old, folder = checkpoint
+    with caplog.at_level(logging.WARNING, logger="hf_detr"):
+        new = DetrForObjectDetection.from_pretrained(folder, id2label=NEW)
+    assert 'kept "no object" and 2 of 6 classes (Dog , cat); 4 start afresh' in caplog.text
+    for old_row, new_row in ((-1, -1), (1, 0), (0, 4)):
+        for name in ("weight", "bias"):
+            before, after = (getattr(model.class_labels_classifier, name) for model in (old, new))
+            assert torch.equal(before[old_row], after[new_row])
+    assert not torch.equal(old.class_labels_classifier.weight[4], new.class_labels_classifier.weight[2])  # no real name
+    assert new.config.num_labels == 6
+    assert new.config.label2id["zebra"] == 1
+    same = [n for n in old.state_dict() if not n.startswith("class_labels")]
+    assert all(torch.equal(old.state_dict()[n], new.state_dict()[n]) for n in same)
+    new.train()(images((64, 64))[0], labels=targets(3, num_labels=6)).loss.backward()
+    assert new.class_labels_classifier.weight.grad is not None
+
+
+def test_what_was_transferred_saves_and_loads_everywhere(checkpoint, tmp_path):
+    _, folder = checkpoint
+    new = DetrForObjectDetection.from_pretrained(folder, id2label=NEW)
+    new.resize_queries(11)
+    new.save_pretrained(tmp_path / "new")
+    pixel_values = images((64, 96))[0]
+    with torch.no_grad():
+        expected = new(pixel_values).logits
+        assert expected.shape == (1, 11, 7)
+        for model_class in (DetrForObjectDetection, transformers.DetrForObjectDetection):
+            assert torch.allclose(
+                model_class.from_pretrained(tmp_path / "new")(pixel_values).logits, expected, atol=1e-5
+            )
+
+
+def test_the_same_classes_change_nothing(checkpoint):
+    old, folder = checkpoint
+    for arguments in ({"id2label": OLD}, {"num_labels": 5}, {}):
+        again = DetrForObjectDetection.from_pretrained(folder, **arguments)
+        assert torch.equal(again.class_labels_classifier.weight, old.class_labels_classifier.weight)
+        assert again.config.id2label == OLD
+
+
+def test_a_number_of_classes_without_names_keeps_no_object(checkpoint):
+    old, folder = checkpoint
+    new = DetrForObjectDetection.from_pretrained(folder, num_labels=2)
+    assert new.class_labels_classifier.weight.shape == (3, 32)
+    assert torch.equal(new.class_labels_classifier.weight[-1], old.class_labels_classifier.weight[-1])
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"id2label": {1: "a", 2: "b"}}, {"id2label": {}}, {"id2label": {0: "a"}, "num_labels": 4}]
+)
+def test_impossible_classes_are_refused(checkpoint, arguments):
+    with pytest.raises(ValueError, match="id2label"):
+        DetrForObjectDetection.from_pretrained(checkpoint[1], **arguments)
+
+
+@pytest.mark.parametrize("number", [4, 9, 20])
+def test_queries_keep_the_first_and_start_the_others(number):
+    model = small_model()
+    before = model.model.query_position_embeddings.weight.clone()
+    model.resize_queries(number)
+    after = model.model.query_position_embeddings.weight
+    assert after.shape == (number, 32)
+    assert torch.equal(after[:9], before[:number])
+    assert after.requires_grad
+    assert model(images((64, 64))[0]).logits.shape == (1, number, 6)
+    with pytest.raises(ValueError, match="at least 1"):
+        model.resize_queries(0)
