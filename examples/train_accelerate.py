@@ -3,7 +3,8 @@
     python examples/train_accelerate.py --voc VOC2012 --checkpoint facebook/detr-resnet-50 --epochs 20 --output runs/voc
     accelerate launch --num_processes 8 examples/train_accelerate.py --dataset cppe-5 --backbone resnet50 \
         --pretrained-backbone --mixed-precision bf16 --output runs/cppe-5
-    ... --resume        # after an interruption: the same command once more
+    torchrun --nproc_per_node 2 examples/train_accelerate.py --digits 500 ...    # two processes without a GPU
+    ... --resume                      # after an interruption: the same command once more
 
 The output folder gets `best` (model and processor of the epoch with the highest AP, for `from_pretrained`),
 `history.json`, `curves.png`, and in `checkpoints` the last state to resume from.
@@ -22,6 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, broadcast, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor
 from hf_detr.data.collator import DetectionCollator
@@ -141,8 +143,8 @@ def make_model(args: argparse.Namespace, names: dict[int, str]) -> tuple[DetrFor
         size = {"size": {"shortest_edge": args.shortest_edge, "longest_edge": longest}}
     if args.checkpoint:
         processor = DetrImageProcessor.from_pretrained(args.checkpoint, **size)
-        # heads for other classes start afresh
-        model = DetrForObjectDetection.from_pretrained(args.checkpoint, ignore_mismatched_sizes=True, **classes)
+        # the class head keeps "no object" and the classes whose names match; others start afresh
+        model = DetrForObjectDetection.from_pretrained(args.checkpoint, **classes)
     else:
         processor = DetrImageProcessor(**size)
         config = DetrConfig(
@@ -215,14 +217,15 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, epoch: int) -> None:
 
 def main() -> None:
     parser, args = parse_arguments()
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        cpu=not torch.accelerator.is_available(),  # else several processes on CPUs would not know of each other
-        # the order of the images follows from seed and epoch alone, so that a resumed run sees the same
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
-    )
+    disable_progress_bar()  # of saving: one bar is enough
     set_seed(args.seed)  # the same fresh weights in every process
     try:
+        accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            cpu=not torch.accelerator.is_available(),  # else several processes on CPUs would not know of each other
+            # the order of the images follows from seed and epoch alone, so that a resumed run sees the same
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+        )
         train, held_out = load_data(args)
         detector, processor = make_model(args, id2label(train))
         augment = None if args.augment == "none" else args.augment
@@ -233,13 +236,12 @@ def main() -> None:
             num_workers=args.workers,
             collate_fn=DetectionCollator(),
         )
+        optimizer = torch.optim.AdamW(
+            parameter_groups(detector, args.learning_rate, args.backbone_learning_rate, args.weight_decay)
+        )
     except (ValueError, OSError) as error:
         parser.error(str(error))
     set_seed(args.seed, device_specific=True)  # dropout and augmentation differ between processes
-
-    optimizer = torch.optim.AdamW(
-        parameter_groups(detector, args.learning_rate, args.backbone_learning_rate, args.weight_decay)
-    )
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, args.lr_drop)  # once an epoch
     model, optimizer, loader = accelerator.prepare(detector, optimizer, loader)
     progress = Progress(args)

@@ -101,8 +101,8 @@ class DetrModel(DetrPreTrainedModel):
             pixel_values: (B, C, height, width), normalised; padded images lie at the top left, padding is 0.
             pixel_mask: (B, height, width), 1 or True on image, 0 on padding. Leave it out where nothing is padded: no
                 mask is then built or attended with.
-            decoder_attention_mask: (B, Q), 1 for queries that take part, 0 for others; or (Q, Q) or (B, Q, Q), 1 where
-                a query may see another.
+            decoder_attention_mask: (B, Q), 1 for queries that others may see, 0 for the rest; or (B, Q, Q), 1 where a
+                query may see another.
             encoder_outputs: what an earlier call gave as encoder outputs; backbone and encoder still give positions.
             inputs_embeds: (B, HW, D) a projected, flattened, square feature map, instead of `pixel_values`.
             decoder_inputs_embeds: (B, Q, D) contents of the queries, zeros unless given.
@@ -141,7 +141,7 @@ class DetrModel(DetrPreTrainedModel):
             query_positions,
             memory,
             positions,
-            _query_mask(decoder_attention_mask, memory.dtype),
+            _query_mask(decoder_attention_mask, queries),
             memory_mask,
             attend,
         )
@@ -430,16 +430,18 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def _query_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """(B, Q), (B, Q, Q) or (B, 1, Q, Q) -> additive, broadcastable to (B, heads, Q, Q)."""
+def _query_mask(mask: Tensor | None, queries: Tensor) -> Tensor | None:
+    """(B, Q) or (B, Q, Q) -> additive, broadcastable to (B, heads, Q, Q)."""
     if mask is None:
         return None
+    batch_size, num_queries = queries.shape[:2]
+    if mask.shape not in ((batch_size, num_queries), (batch_size, num_queries, num_queries)):
+        raise ValueError(
+            f"decoder_attention_mask must have the shape ({batch_size}, {num_queries}) or "
+            f"({batch_size}, {num_queries}, {num_queries}), not {tuple(mask.shape)}."
+        )
     allowed = mask.bool()
-    if allowed.ndim == 2:
-        allowed = allowed[:, None, None]
-    elif allowed.ndim == 3:
-        allowed = allowed[:, None]
-    return _additive(allowed, dtype)
+    return _additive(allowed[:, None, None] if mask.ndim == 2 else allowed[:, None], queries.dtype)
 
 
 def _unpack_encoder_outputs(outputs: BaseModelOutput | tuple[Tensor, ...]):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -134,12 +135,26 @@ def test_accumulated_passes_have_the_losses_of_one_big_batch(tmp_path, monkeypat
     assert_same_losses(history(tmp_path / "run"), big_batch_history, 1e-4)
 
 
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return str(listener.getsockname()[1])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_two_processes_have_the_losses_of_one_big_batch(tmp_path, big_batch_history, accumulation):
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
-    batch = ("--batch-size", 2 // accumulation, "--gradient-accumulation", accumulation)
-    done = run_script(tmp_path / "run", *BIG_BATCH, *batch, launcher=launcher)
+@pytest.mark.parametrize(
+    ("launcher", "batch_size", "accumulation"),
+    [
+        # what `accelerate launch` and `torchrun` run; accelerate's own --cpu starts one process only, without MPI
+        (("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"), 2, 1),
+        (("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"), 1, 2),
+    ],
+)
+def test_two_processes_have_the_losses_of_one_big_batch(
+    tmp_path, big_batch_history, launcher, batch_size, accumulation
+):
+    batch = ("--batch-size", batch_size, "--gradient-accumulation", accumulation)
+    done = run_script(tmp_path / "run", *BIG_BATCH, *batch, launcher=(*launcher, free_port()))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("images to train on") == 1  # one process speaks
     found = history(tmp_path / "run")
@@ -175,6 +190,8 @@ def test_a_saved_dataset_and_a_checkpoint_start_a_run_for_new_classes(voc_folder
         (("--digits", "2", "--checkpoint", "somewhere"), "--backbone shapes a fresh model"),
         (("--digits", "2", "--resume"), "no checkpoint in"),
         (("--digits", "2", "--clip", "-1"), "--clip -1.0 is not above 0"),
+        (("--digits", "2", "--learning-rate", "-1"), "learning_rate=-1.0 is not a number of at least 0"),
+        (("--digits", "2", "--workers", "-1"), "non-negative"),
         (("--digits", "2", "--longest-edge", "63"), "--longest-edge 63 is below --shortest-edge 64"),
     ],
 )

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from datasets import DatasetDict, disable_progress_bars
 from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file
+
+from hf_detr.data.digits import digit_scenes
 
 from .hub_server import HubServer
 
@@ -24,12 +28,18 @@ def hub():
 
 
 def run_worker(task: str, hub: HubServer, folder: Path) -> None:
-    environment = {**os.environ, **hub.environment(folder / f"home-{task}"), "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    run_in(environment_of(hub, folder / f"home-{task}"), hub, "tests.hub.hub_worker", task, str(folder))
+
+
+def run_in(environment: dict, hub: HubServer, *words: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.hub.hub_worker", task, str(folder)],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+        [sys.executable, "-m", *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-3000:] + "\n".join(hub.log[-10:])
+
+
+def environment_of(hub: HubServer, home: Path) -> dict[str, str]:
+    return {**os.environ, **hub.environment(home), "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
 
 
 def assert_same_outputs(folder: Path, name: str, tolerance: float) -> None:
@@ -58,3 +68,27 @@ def test_trainer_with_push_to_hub_leaves_a_model_that_loads(hub, tmp_path):
     assert hub.commits[-1][:2] == (REPO, "End of training")
     assert_same_outputs(tmp_path, "loaded", 0.0)
     assert_same_outputs(tmp_path, "stock", 1e-5)
+
+
+def test_the_train_command_pushes_its_run_folder_with_card_and_pictures(hub, tmp_path):
+    disable_progress_bars()
+    options = {"image_size": 64, "max_objects": 2, "seed": 0}
+    data, run = tmp_path / "digits", tmp_path / "run"
+    DatasetDict(train=digit_scenes(4, **options), test=digit_scenes(2, split="test", **options)).save_to_disk(data)
+    shape = "--backbone test_resnet --d-model 32 --heads 4 --ffn-dim 48 --encoder-layers 1 --decoder-layers 2"
+    words = [*shape.split(), "--num-queries", "5", "--image-size", "64", "--epochs", "1", "--workers", "0"]
+    words += ["--output", str(run), "--push-to-hub", REPO, "--device", "cpu"]
+    run_in(environment_of(hub, tmp_path / "home"), hub, "hf_detr.cli.main", "train", str(data), *words)
+    files = hub.repos[REPO]
+    assert set(files) == {
+        "model.safetensors", "config.json", "preprocessor_config.json", "README.md", "metrics.json", "curves.png",
+        "predictions.png",
+    }  # fmt: skip
+    assert all(content == (run / path).read_bytes() for path, content in files.items())
+    _, front, text = files["README.md"].decode().split("---\n", 2)
+    front = yaml.safe_load(front)
+    assert front["pipeline_tag"] == "object-detection"
+    assert front["library_name"] == "transformers"
+    assert front["model-index"][0]["results"][0]["dataset"]["split"] == "test"
+    assert f'DetrForObjectDetection.from_pretrained("{REPO}")' in text
+    assert f'pipeline("object-detection", model="{REPO}")' in text

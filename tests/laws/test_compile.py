@@ -28,17 +28,17 @@ def test_compile_takes_the_forward_pass_without_a_break(padded, implementation):
 @pytest.mark.parametrize("positions", ["sine", "learned"])
 def test_export_takes_any_batch_height_and_width(positions):
     model = small_model(position_embedding_type=positions, backbone="resnet18")
-    dims = {
-        0: torch.export.Dim("batch", min=1, max=8),
-        2: torch.export.Dim("height", min=64, max=1024),
-        3: torch.export.Dim("width", min=64, max=1024),
-    }
+    # torch 2.11 takes a stride-2 max pooling for one parity of its input only; sides of whole cells have one
+    step = 1 if torch.__version__ >= "2.12" else 32
+    height, width = (step * torch.export.Dim(name, min=64 // step, max=1024 // step) for name in ("height", "width"))
+    dims = {0: torch.export.Dim("batch", min=1, max=8), 2: height, 3: width}
     mask_dims = {0: dims[0], 1: dims[2], 2: dims[3]}
     with torch.no_grad():
         program = torch.export.export(
             model, images((64, 96), (50, 64)), dynamic_shapes=(dims, mask_dims), strict=False
         )  # fmt: skip
-    for sizes in (((64, 96), (50, 64)), ((96, 160),), ((70, 65), (130, 40), (64, 90))):
+    odd_sides = ((70, 65), (130, 40), (64, 90)) if step == 1 else ((96, 64), (64, 64), (90, 32))
+    for sizes in (((64, 96), (50, 64)), ((96, 160),), odd_sides):
         inputs = images(*sizes)
         exported = program.module()(*inputs)
         assert torch.allclose(

@@ -165,6 +165,10 @@ def _with(labels, key, index, value):
         ({"pixel_values": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}, "floating-point"),
         ({"pixel_values": torch.zeros(1, 3, 64, 64), "pixel_mask": torch.ones(1, 32, 64)}, "pixel_mask"),
         ({"inputs_embeds": torch.zeros(1, 10, 32)}, "square feature map"),
+        (
+            {"pixel_values": torch.zeros(1, 3, 64, 64), "decoder_attention_mask": torch.ones(9, 9)},
+            r"shape \(1, 9\) or \(1, 9, 9\), not \(9, 9\)",
+        ),
     ],
 )
 def test_inputs_that_do_not_fit_are_clear_errors(inputs, message):

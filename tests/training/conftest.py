@@ -1,6 +1,7 @@
 """A tiny data set, a tiny model and quick arguments, for every test of training."""
 
 import pytest
+import torch
 
 from hf_detr import DetrImageProcessor
 from hf_detr.data.digits import digit_scenes
@@ -26,7 +27,8 @@ def model(**changes):
     without_dropout = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
     names = changes.pop("id2label", None) or id2label(scenes(1))
     labels = {"num_labels": len(names), "id2label": names, "label2id": {name: one for one, name in names.items()}}
-    return small_model(**{**without_dropout, **labels, **changes})
+    layers = {"encoder_layers": 1, "decoder_layers": 2}
+    return small_model(**{**without_dropout, **labels, **layers, **changes})
 
 
 def arguments(folder, **changes):
@@ -43,16 +45,30 @@ def arguments(folder, **changes):
     return DetrTrainingArguments(str(folder), **{**quick, **changes})
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """More threads than that only wait for each other in nets so small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def make_trainer(tmp_path):
-    """A function of model, rows and arguments that gives a DetrTrainer writing to `tmp_path`."""
+    """`trainer_maker` for the folder of one test."""
+    return trainer_maker(tmp_path)
+
+
+def trainer_maker(parent):
+    """A function of model, rows and arguments that gives a DetrTrainer writing to a folder in `parent`."""
 
     def make(detector=None, rows=None, test=None, augment=None, folder="run", options=None, **changes) -> DetrTrainer:
         if test is None:
             changes = {"eval_strategy": "no", **changes}
         return DetrTrainer(
             detector or model(),
-            arguments(tmp_path / folder, **changes),
+            arguments(parent / folder, **changes),
             train_dataset=transformed(scenes() if rows is None else rows, augment),
             eval_dataset=None if test is None else transformed(test),
             **(options or {}),

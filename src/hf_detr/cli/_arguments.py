@@ -36,6 +36,14 @@ def above_zero(text: str) -> float:
     return value
 
 
+def not_negative(text: str) -> float:
+    """A number of at least 0."""
+    value = _number(text)
+    if not (value >= 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0.")
+    return value
+
+
 def _number(text: str) -> float:
     try:
         return float(text)

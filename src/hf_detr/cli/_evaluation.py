@@ -12,7 +12,7 @@ from hf_detr.data.transform import DetectionTransform
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.modeling_detr import DetrForObjectDetection
 
-from ._running import in_order
+from ._running import in_order, same_size_batches
 
 
 class PredictInClasses:
@@ -48,15 +48,8 @@ def batches(dataset: Any, processor: DetrImageProcessor, batch_size: int, thread
         target = {"image_id": row["image_id"], "objects": row["objects"]}
         return {name: values[0] for name, values in columns.items()}, target
 
-    def batch_of(items: list) -> dict:
-        bar.update(len(items))
-        return {**collate([item for item, _ in items]), "targets": [target for _, target in items]}
-
-    items: list = []
-    for item in in_order(read, dataset.cast_column("image", Image(decode=False)), threads, 2 * batch_size):
-        items.append(item)
-        if len(items) == batch_size:
-            yield batch_of(items)
-            items = []
-    if items:
-        yield batch_of(items)
+    undecoded = dataset.cast_column("image", Image(decode=False))
+    items = in_order(read, undecoded, threads, 2 * batch_size)
+    for batch in same_size_batches(items, batch_size, lambda item: item[0]["pixel_values"].shape):
+        bar.update(len(batch))
+        yield {**collate([item for item, _ in batch]), "targets": [target for _, target in batch]}

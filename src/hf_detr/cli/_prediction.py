@@ -12,18 +12,18 @@ from torch import Tensor
 
 from hf_detr._image_loading import load_image
 from hf_detr.boxes import xyxy_to_xywh
-from hf_detr.data.collator import DetectionCollator
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.modeling_detr import DetrForObjectDetection
 from hf_detr.visualization import draw_detections
 
-from ._running import in_order
+from ._running import in_order, same_size_batches
 
 
 class Predictor:
     """Pictures in, (index, upright picture (C, H, W), result dict) out; (index, reason, None) for unreadable ones.
 
-    Threads read and resize the next pictures while the model works on a batch.
+    Threads read and resize the next pictures while the model works on a batch. What is found in a picture does not
+    depend on the others, but the order in which pictures come does.
     """
 
     def __init__(self, model: DetrForObjectDetection, processor: DetrImageProcessor, threshold: float):
@@ -32,17 +32,21 @@ class Predictor:
     def __call__(
         self, files: Sequence[Path], batch_size: int, threads: int
     ) -> Iterator[tuple[int, Tensor | str, dict | None]]:
-        batch = []
-        for index, (picture, pixel_values) in enumerate(in_order(self._read, files, threads, 2 * batch_size)):
-            if pixel_values is None:
-                yield index, picture, None
-                continue
-            batch.append((index, picture, pixel_values))
-            if len(batch) == batch_size:
-                yield from self._detect(batch)
-                batch = []
-        if batch:
+        unreadable: list[tuple[int, str]] = []
+
+        def readable() -> Iterator[tuple[int, Tensor, Tensor]]:
+            for index, (picture, pixel_values) in enumerate(in_order(self._read, files, threads, 2 * batch_size)):
+                if pixel_values is None:
+                    unreadable.append((index, picture))
+                else:
+                    yield index, picture, pixel_values
+
+        for batch in same_size_batches(readable(), batch_size, lambda item: item[2].shape):
             yield from self._detect(batch)
+            while unreadable:
+                yield (*unreadable.pop(), None)
+        while unreadable:
+            yield (*unreadable.pop(), None)
 
     def _read(self, file: Path) -> tuple[Tensor | str, Tensor | None]:
         convert, upright = self.processor.do_convert_rgb, self.processor.do_exif_transpose
@@ -55,9 +59,8 @@ class Predictor:
 
     def _detect(self, batch: list[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, Tensor, dict]]:
         device = next(self.model.parameters()).device
-        inputs = DetectionCollator()([{"pixel_values": pixel_values} for _, _, pixel_values in batch])
         with torch.inference_mode():
-            outputs = self.model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+            outputs = self.model(torch.stack([pixel_values for _, _, pixel_values in batch]).to(device))
         sizes_hw = [tuple(picture.shape[-2:]) for _, picture, _ in batch]
         found = self.processor.post_process_object_detection(outputs, self.threshold, target_sizes=sizes_hw)
         for (index, picture, _), detections in zip(batch, found, strict=True):

@@ -1,12 +1,10 @@
 """What the commands that run a model share: loading it, one progress bar, work that overlaps with it."""
 
-import json
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import datasets
 import torch
@@ -51,7 +49,6 @@ def load_model(name: str) -> tuple[DetrForObjectDetection, DetrImageProcessor]:
 
     Raises ValueError where there is no DETR with all its weights, or no preprocessor_config.json.
     """
-    check_model_source(name)
     try:
         model, info = DetrForObjectDetection.from_pretrained(name, output_loading_info=True)
     except OSError as error:
@@ -62,21 +59,6 @@ def load_model(name: str) -> tuple[DetrForObjectDetection, DetrImageProcessor]:
             "shape than config.json says, so it would answer at random; train it first, or name a whole detector."
         )
     return model.eval(), load_processor(name)
-
-
-def check_model_source(name: str) -> None:
-    """Raises ValueError for a path without a DETR; names on the Hub pass."""
-    path = Path(name)
-    if not path.exists():
-        if name.count("/") > 1 or name.startswith((".", "/", "~")):
-            raise ValueError(f"{name}: no such folder; name a folder with config.json and model.safetensors.")
-        return
-    config = path / "config.json"
-    if not config.is_file():
-        raise ValueError(f"{name}: no config.json in it; name a folder written by save_pretrained or hf-detr train.")
-    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    if model_type != "detr":
-        raise ValueError(f"{config}: expected model_type 'detr', got {model_type!r}; this tool runs DETR alone.")
 
 
 def load_processor(name: str) -> DetrImageProcessor:
@@ -108,6 +90,24 @@ def in_order(
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def same_size_batches(
+    items: Iterable[Item], batch_size: int, size_of: Callable[[Item], Hashable]
+) -> Iterator[list[Item]]:
+    """Batches of items of one size, so that nothing is padded: beside padding, a picture's detections are others.
+
+    Items wait for their like, 8 batches of them at most; so they come in another order.
+    """
+    waiting: dict[Hashable, list[Item]] = {}
+    for item in items:
+        size = size_of(item)
+        waiting.setdefault(size, []).append(item)
+        if len(waiting[size]) == batch_size:
+            yield waiting.pop(size)
+        elif sum(map(len, waiting.values())) >= 8 * batch_size:
+            yield waiting.pop(max(waiting, key=lambda size: len(waiting[size])))
+    yield from waiting.values()
 
 
 def one_line(error: BaseException) -> str:

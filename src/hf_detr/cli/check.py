@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from ._arguments import add_data_arguments, data_options, positive
+from ._sources import check_data_source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_data_source(args.data)
     from datasets import concatenate_datasets, disable_progress_bars
     from PIL import Image
 

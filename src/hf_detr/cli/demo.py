@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `hf-detr demo`."""
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="where everything goes")
     parser.add_argument("--scenes", type=int, default=64, metavar="N", help="generated pictures to learn by heart")
-    parser.add_argument("--steps", type=int, default=600, metavar="N", help="optimizer steps, of 32 pictures each")
+    parser.add_argument("--steps", type=int, default=400, metavar="N", help="optimizer steps, of 32 pictures each")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and order")
 
 
@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
     """
     import torch  # here, so that `hf-detr --help` does not wait for it
     from tqdm.auto import tqdm
+    from transformers.utils.logging import disable_progress_bar
 
     from .. import DetrConfig, DetrForObjectDetection, DetrImageProcessor
     from ..data.collator import DetectionCollator
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.scenes < 1 or args.steps < 1:
         raise ValueError(f"--scenes {args.scenes} and --steps {args.steps} must be at least 1.")
+    args.output.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is said now
+    disable_progress_bar()  # of saving: one bar is enough
     started = time.perf_counter()
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -91,7 +94,6 @@ def run(args: argparse.Namespace) -> int:
     metrics = evaluator.compute()
     print(evaluator.table())
 
-    args.output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
     seconds = time.perf_counter() - started

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ._arguments import add_bad_box_argument, add_data_arguments, add_running_arguments, data_options, positive
+from ._sources import check_data_source, check_model_source
 
 _PREFERRED_SPLITS = ("test", "validation")
 
@@ -33,20 +34,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_model_source(args.model)
+    check_data_source(args.data)
     from hf_detr.data.loading import load_detection_dataset
     from hf_detr.data.schema import class_names, original_category_ids
     from hf_detr.evaluation import CocoEvaluator, evaluate_detections
 
     from ._evaluation import PredictInClasses, batches
-    from ._running import check_model_source, choose_device, load_model, progress_bar, quiet_libraries
+    from ._running import choose_device, load_model, progress_bar, quiet_libraries
 
     quiet_libraries()
     device = choose_device(args.device)
-    check_model_source(args.model)
     evaluator_arguments = {"max_dets": tuple(args.max_dets)}
     CocoEvaluator(**evaluator_arguments)  # its errors before the work, not after
-    splits = load_detection_dataset(args.data, args.format, on_bad_box=args.on_bad_box, **data_options(args))
-    split = choose_split(list(splits), args.split)
+    splits = load_detection_dataset(
+        args.data, args.format, splits=args.split, on_bad_box=args.on_bad_box, **data_options(args)
+    )
+    split = choose_split(list(splits))
     dataset = splits[split]
     model, processor = load_model(args.model)
     names = class_names(dataset)
@@ -71,15 +75,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def choose_split(splits: Sequence[str], wanted: str | None) -> str:
-    """The split to evaluate on. Raises ValueError where it is not there, or it is not clear which."""
-    from hf_detr.data.records import split_name
-
-    if wanted is not None:
-        wanted = split_name(wanted)
-        if wanted not in splits:
-            raise ValueError(f"--split {wanted}: the data has {', '.join(splits)}; name one of them.")
-        return wanted
+def choose_split(splits: Sequence[str]) -> str:
+    """The split to evaluate on. Raises ValueError where it is not clear which."""
     for split in _PREFERRED_SPLITS:
         if split in splits:
             return split

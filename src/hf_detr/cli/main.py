@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             module = import_module(f"hf_detr.cli.{name}")
             module.add_arguments(command)
     args = parser.parse_args(argv)
+    args.command_line = argv
     # for those who read them here, the line of code that warns says nothing
     warnings.formatwarning = lambda message, *_, **__: f"hf-detr {args.command}: warning: {message}\n"
     try:

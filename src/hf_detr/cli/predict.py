@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ._arguments import add_running_arguments, fraction
+from ._sources import check_model_source
 
 _EPILOG = """\
 predictions.json is a list, as COCO's tools read results: image_id, category_id, bbox (left, top, width, height in
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_model_source(args.model)
     from ._pictures import find_pictures, image_ids, picture_names
 
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())) and not args.overwrite:
@@ -53,9 +55,8 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_model(args.model)
     predictor = Predictor(model.to(device), processor, args.threshold)
     drawer = None if args.no_pictures else Drawer(args.output, picture_names(files), model.config.id2label)
-    rows: list[dict[str, Any]] = []
+    rows_of: dict[int, list[dict[str, Any]]] = {}
     skipped: list[str] = []
-    counts: list[int] = []
     ids = image_ids(files)
     started = time.perf_counter()
     try:
@@ -66,16 +67,16 @@ def run(args: argparse.Namespace) -> int:
                     skipped.append(picture)
                     bar.write(f"skipped: {picture}", file=sys.stderr)
                     continue
-                counts.append(len(detections["scores"]))
-                rows += result_rows(ids[index], files[index], detections, model.config.id2label)
+                rows_of[index] = result_rows(ids[index], files[index], detections, model.config.id2label)
                 if drawer:
                     drawer.draw(index, picture, detections)
     finally:
         if drawer:
             drawer.close()
+    rows = [row for index in sorted(rows_of) for row in rows_of[index]]
     results = args.output / "predictions.json"
     results.write_text("[" + ",".join("\n" + json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
-    print(_summary(rows, counts, skipped, time.perf_counter() - started, args))
+    print(_summary(rows, list(map(len, rows_of.values())), skipped, time.perf_counter() - started, args))
     return 1 if skipped else 0
 
 

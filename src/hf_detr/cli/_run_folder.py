@@ -1,0 +1,164 @@
+"""The folder of a run at its end: everything that tells what became of it."""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset, Image
+from huggingface_hub import HfApi
+
+import hf_detr
+from hf_detr.checkpoints.model_card import model_card
+from hf_detr.data.report import Report
+from hf_detr.data.schema import class_names
+from hf_detr.data.transform import DetectionTransform, decode_image, transform_dataset
+from hf_detr.image_processing_detr import DetrImageProcessor
+from hf_detr.training import DetrTrainer
+from hf_detr.visualization import plot_curves, save_detections_grid
+
+from ._run_settings import SETTINGS, settings_of
+from ._training import Splits
+
+_THRESHOLD = 0.5  # of the pictures, and of the snippets in the card
+_NUM_PICTURES = 9
+
+
+def write_run_folder(
+    args: argparse.Namespace, trainer: DetrTrainer, processor: DetrImageProcessor, splits: Splits, report: Report | None
+) -> None:
+    """Evaluates the trained model, and writes model, processor, metrics, curves, pictures, card; prints the table."""
+    folder = args.output
+    history = list(trainer.state.log_history)
+    trainer.evaluate(transform_dataset(splits.test, DetectionTransform(processor)), metric_key_prefix="test")
+    metrics = trainer.evaluator.compute()
+    pictures = _draw_predictions(trainer, processor, splits.test, folder / "predictions.png")
+    if not trainer.is_world_process_zero():
+        return
+    trainer.model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    plot_curves(history, folder / "curves.png")
+    seconds = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), None)
+    content = {
+        "split": splits.names[2],
+        "metrics": metrics,
+        "steps": trainer.state.global_step,
+        "best_checkpoint": trainer.state.best_model_checkpoint,
+        "train_seconds": seconds,
+        "settings": settings_of(args),
+        "versions": _versions(),
+        "history": history,
+    }
+    (folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    facts = _facts(args, trainer, splits, report, metrics, seconds)
+    facts["pictures"] = {"predictions.png": pictures, "curves.png": "Losses and average precision of the training."}
+    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
+
+    print(f"\n{folder} on split {splits.names[2]!r}\n\n{trainer.evaluator.table()}\n")
+    print(f"written: {folder} (model, processor, metrics.json, curves.png, predictions.png, README.md)")
+    print(f"try it:  hf-detr predict {folder} PICTURES")
+    if args.push_to_hub:
+        print(f"pushed:  {_push(folder, args.push_to_hub)}")
+
+
+def _push(folder: Path, repo_id: str) -> str:
+    api = HfApi()
+    repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
+    api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        ignore_patterns=["checkpoint-*", "_*", "*.bin", SETTINGS],
+        commit_message="Trained with hf_detr",
+    )
+    return f"{api.endpoint}/{repo_id}"
+
+
+def _draw_predictions(trainer: DetrTrainer, processor: DetrImageProcessor, rows: Dataset, path: Path) -> str:
+    """A few pictures, evenly spread, with what was found; returns the caption."""
+    count = min(_NUM_PICTURES, len(rows))
+    chosen = rows.select([index * len(rows) // count for index in range(count)])
+    found = trainer.predict(transform_dataset(chosen, DetectionTransform(processor))).predictions
+    if trainer.is_world_process_zero():
+        undecoded = chosen.cast_column("image", Image(decode=False))
+        images = [decode_image(row) for row in undecoded]
+        targets = list(chosen.select_columns(["image_id", "objects"]))
+        save_detections_grid(images, found, path, trainer.model.config.id2label, _THRESHOLD, targets)
+    return f"Detections above {_THRESHOLD:g}, and the annotations dashed, on {count} held-out pictures."
+
+
+def _facts(
+    args: argparse.Namespace, trainer: DetrTrainer, splits: Splits, report: Report | None, metrics: dict, seconds: Any
+) -> dict[str, Any]:
+    config, settings = trainer.model.config, trainer.args
+    on_hub = not Path(args.data).exists()
+    steps, epochs = trainer.state.global_step, trainer.state.epoch
+    parts = (splits.train, splits.validation, splits.test)
+    counts = {name: _counts(rows) for name, rows in zip(splits.names, parts, strict=True)}
+    base = args.model if args.model and not Path(args.model).exists() else None
+    rate, backbone_rate = settings.learning_rate, settings.backbone_learning_rate
+    return {
+        "name": args.push_to_hub.split("/")[-1] if args.push_to_hub else args.output.resolve().name,
+        "repo_id": args.push_to_hub or str(args.output),
+        "license": args.license,
+        "base_model": base,
+        "dataset": {
+            "name": args.data if on_hub else Path(args.data).resolve().name,
+            "hub_id": args.data if on_hub else None,
+            "classes": class_names(splits.train),
+            "splits": counts,
+        },
+        "evaluation": {"split": splits.names[2], "metrics": metrics},
+        "recipe": {
+            "started from": args.model
+            or f"random weights{', pretrained backbone' if args.pretrained_backbone else ''}",
+            "epochs": f"{epochs:g} ({steps:,} steps)",
+            "images a step": args.batch_size * args.gradient_accumulation * settings.world_size,
+            "optimizer": f"AdamW, weight decay {args.weight_decay:g}, gradients clipped at {args.clip:g}",
+            "learning rate": f"{rate:g}, backbone {backbone_rate:g}",
+            "schedule": "constant" if settings.lr_drop_at is None else f"/ 10 after {settings.lr_drop_at:.2f} of it",
+            "augmentation": args.augment,
+            "image size": ", ".join(f"{name} {value}" for name, value in dict(trainer.processing_class.size).items()),
+            "averaged weights": "no" if args.ema is None else f"decay {args.ema:g}",
+            "precision": "bf16" if settings.bf16 else "fp16" if settings.fp16 else "fp32",
+            "bad boxes": args.on_bad_box + (f", {bad} found" if (bad := _bad_boxes(report)) else ""),
+            "best epoch by": f"COCO AP on {splits.names[1]}",
+            "seed": args.seed,
+            "time": "unknown" if seconds is None else f"{seconds / 60:.1f} minutes on {_machine(trainer)}",
+        },
+        "model": {
+            "backbone": getattr(config.backbone_config, "backbone", config.backbone_config.model_type),
+            "encoder and decoder layers": f"{config.encoder_layers} + {config.decoder_layers}",
+            "width": config.d_model,
+            "queries": config.num_queries,
+            "parameters": f"{sum(parameter.numel() for parameter in trainer.model.parameters()):,}",
+        },
+        "threshold": _THRESHOLD,
+        "versions": _versions(),
+    }
+
+
+def _counts(rows: Dataset) -> dict[str, int]:
+    return {"images": len(rows), "objects": sum(len(one["bbox"]) for one in rows.select_columns("objects")["objects"])}
+
+
+def _bad_boxes(report: Report | None) -> int:
+    return sum(summary.bad_boxes for summary in report.splits.values()) if report else 0
+
+
+def _machine(trainer: DetrTrainer) -> str:
+    device = trainer.args.device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type.upper()}, {torch.get_num_threads()} threads"
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "hf_detr": hf_detr.__version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+    }

@@ -1,0 +1,260 @@
+"""The parts of `hf-detr train`: data, model, trainer, and what Ctrl-C does."""
+
+import argparse
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+
+from hf_detr.configuration_detr import DetrConfig
+from hf_detr.data.loading import load_detection_dataset
+from hf_detr.data.report import Report
+from hf_detr.data.schema import id2label
+from hf_detr.data.transform import DetectionTransform, transform_dataset
+from hf_detr.data.validation import check_dataset
+from hf_detr.image_processing_detr import DetrImageProcessor
+from hf_detr.modeling_detr import DetrForObjectDetection
+from hf_detr.training import DetrTrainer, DetrTrainingArguments
+
+from ._running import load_processor, one_line, progress_bar
+
+# Pictures with these problems end a training in its middle; better before it.
+_STOPS = ("missing image", "corrupt image", "size differs")
+
+
+@dataclass
+class Splits:
+    """Rows to train on, to choose the best epoch by, and to measure that on; the last two may be the same.
+
+    `names` are those of the three, as the data has them.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    names: tuple[str, str, str]
+
+
+def print_report(args: argparse.Namespace, options: dict[str, Any]) -> Report:
+    """What the data holds and what is wrong with it. Raises ValueError where pictures cannot be used."""
+    report = check_dataset(args.data, args.format, num_queries=args.num_queries or 100, decode_images=False, **options)
+    print(report.text(), end="\n\n")
+    stopping = [problem for problem in report.errors if problem.kind in _STOPS]
+    if stopping:
+        raise ValueError(
+            f"{args.data}: {len(stopping)} pictures cannot be used, the first: {stopping[0].where}: "
+            f"{stopping[0].message} All of them: hf-detr check {args.data} --json problems.json"
+        )
+    return report
+
+
+def load_splits(args: argparse.Namespace, options: dict[str, Any]) -> Splits:
+    """The splits by their names; validation is held out of train where there is no other."""
+    loaded = load_detection_dataset(args.data, args.format, on_bad_box=args.on_bad_box, **options)
+    if "train" not in loaded:
+        raise ValueError(f"{args.data}: no split 'train', only {', '.join(loaded)}; rename one of them.")
+    train = loaded["train"]
+    validation, test = loaded.get("validation"), loaded.get("test")
+    if validation is None and test is None:
+        if len(train) < 2:
+            raise ValueError(f"{args.data}: one image is not enough to train and to evaluate; add some.")
+        parts = train.train_test_split(args.hold_out, seed=args.seed)
+        train, validation = parts["train"], parts["test"]
+        print(f"no other split: {len(validation):,} of the training images are held out as validation\n")
+    if validation is None:
+        return Splits(train, test, test, ("train", "test", "test"))
+    if test is None:
+        return Splits(train, validation, validation, ("train", "validation", "validation"))
+    return Splits(train, validation, test, ("train", "validation", "test"))
+
+
+def build_model(
+    args: argparse.Namespace, train: Dataset, checkpoint: Path | None
+) -> tuple[DetrForObjectDetection, DetrImageProcessor]:
+    """The model with the classes of the data, and its processor: from a checkpoint of this run, or to start with."""
+    if checkpoint:
+        model = DetrForObjectDetection.from_pretrained(checkpoint)
+        return model, DetrImageProcessor.from_pretrained(checkpoint)
+    torch.manual_seed(args.seed)
+    names = id2label(train)
+    if args.backbone:
+        model, processor = _fresh_model(args, names), DetrImageProcessor()
+    else:
+        try:
+            model = DetrForObjectDetection.from_pretrained(args.model, id2label=names)
+        except OSError as error:
+            raise ValueError(
+                f"--model {args.model}: could not be loaded ({one_line(error)}). Without the Hub, name a folder, or "
+                "train a fresh model with --backbone resnet50."
+            ) from error
+        processor = load_processor(args.model)
+        if args.num_queries and args.num_queries != model.config.num_queries:
+            model.resize_queries(args.num_queries)
+    if args.image_size:
+        processor.size = {"shortest_edge": args.image_size, "longest_edge": args.image_size * 1333 // 800}
+    return model, processor
+
+
+def _fresh_model(args: argparse.Namespace, names: dict[int, str]) -> DetrForObjectDetection:
+    # random norms and stages must learn; published ones are frozen as in the paper
+    thawed = {} if args.pretrained_backbone else {"freeze_backbone_norms": False, "freeze_backbone_until": None}
+    config = DetrConfig(
+        backbone=args.backbone,
+        backbone_kwargs={} if args.output_stride == 32 else {"output_stride": args.output_stride},
+        use_pretrained_backbone=args.pretrained_backbone,
+        num_queries=args.num_queries or 100,
+        d_model=args.d_model,
+        encoder_layers=args.encoder_layers,
+        decoder_layers=args.decoder_layers,
+        encoder_attention_heads=args.heads,
+        decoder_attention_heads=args.heads,
+        encoder_ffn_dim=args.ffn_dim,
+        decoder_ffn_dim=args.ffn_dim,
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+        **thawed,
+    )
+    try:
+        return DetrForObjectDetection(config)
+    except ValueError:
+        raise
+    except Exception as error:
+        if not args.pretrained_backbone:
+            raise
+        raise ValueError(
+            f"--pretrained-backbone: the weights of {args.backbone} could not be fetched ({one_line(error)}); train "
+            "without it, or name a --model folder."
+        ) from error
+
+
+class Stopped(Exception):
+    """The training was asked to stop, and has written a checkpoint."""
+
+
+class Interruption(TrainerCallback):
+    """Ctrl-C, or the SIGTERM of a cluster, becomes a checkpoint after the step at hand; a second one stops at once."""
+
+    def __init__(self):
+        self.asked = False
+        self._before: dict[int, Any] = {}
+        self._process = os.getpid()
+
+    def __enter__(self) -> "Interruption":
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:
+            return  # a data loader's worker: the training decides
+        self.asked = True
+        self.__exit__()
+        print("\nstopping: writing a checkpoint after this step; once more to stop at once without one", flush=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Asks for a checkpoint, unless the epoch ends here and writes one after its evaluation."""
+        steps_an_epoch = round(state.max_steps / args.num_train_epochs)
+        if self.asked and state.global_step % steps_an_epoch and state.global_step < state.max_steps:
+            control.should_save, control.should_evaluate = True, False
+
+    def on_save(self, args, state, control, **kwargs):
+        """Stops once the checkpoint is on the disk."""
+        if self.asked and state.global_step < state.max_steps:
+            raise Stopped(f"stopped after step {state.global_step:,} of {state.max_steps:,}; a checkpoint is written.")
+
+
+class OneBar(TrainerCallback):
+    """One bar for the whole training, with the last loss and AP."""
+
+    def __init__(self):
+        self.bar, self.seen = None, {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.bar = progress_bar(state.max_steps, "train", "step")
+            self.bar.update(state.global_step)
+            self.bar.unpause()  # what an earlier run did is not this one's speed
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar:
+            self.bar.set_description("train", refresh=False)
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self.bar:
+            self.bar.set_description("evaluate", refresh=False)
+            self.bar.update(0)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        shown = {"loss": "loss", "eval_map": "AP", "eval_map_50": "AP50"}
+        self.seen |= {shown[name]: f"{value:.3f}" for name, value in (logs or {}).items() if name in shown}
+        if self.bar:
+            self.bar.set_postfix({"epoch": f"{state.epoch or 0:.1f}", **self.seen})
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
+        """Ends the bar where it stands."""
+        if self.bar:
+            self.bar.close()
+            self.bar = None
+
+
+def make_trainer(
+    args: argparse.Namespace,
+    model: DetrForObjectDetection,
+    processor: DetrImageProcessor,
+    splits: Splits,
+    callbacks: list[TrainerCallback],
+) -> DetrTrainer:
+    """A DetrTrainer with these settings."""
+    on_gpu = args.device != "cpu" and torch.cuda.is_available()
+    precision = args.precision
+    if precision == "auto":
+        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+    steps = -(-len(splits.train) // (args.batch_size * args.gradient_accumulation))
+    settings = DetrTrainingArguments(
+        output_dir=str(args.output),
+        num_train_epochs=args.epochs,
+        per_device_train_batch_size=args.batch_size,
+        per_device_eval_batch_size=args.batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation,
+        learning_rate=args.learning_rate,
+        backbone_learning_rate=args.backbone_learning_rate,
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.clip,
+        lr_drop_at=args.lr_drop_at if 0 < args.lr_drop_at < 1 else None,
+        ema_decay=args.ema,
+        early_stopping_patience=args.patience,
+        on_bad_box=args.on_bad_box,
+        seed=args.seed,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=args.device == "cpu",
+        dataloader_num_workers=args.workers,
+        dataloader_pin_memory=on_gpu,
+        logging_steps=min(50, steps),
+        report_to="none",
+        disable_tqdm=True,
+    )
+    augment = None if args.augment == "none" else args.augment
+    trainer = DetrTrainer(
+        model,
+        settings,
+        train_dataset=transform_dataset(splits.train, DetectionTransform(processor, augment)),
+        eval_dataset=transform_dataset(splits.validation, DetectionTransform(processor)),
+        processing_class=processor,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer

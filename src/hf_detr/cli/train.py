@@ -1,0 +1,150 @@
+"""`hf-detr train DATA --output RUN`: fine-tunes a detector and leaves a run folder that any of the tools reads."""
+
+import argparse
+import shlex
+from contextlib import closing
+from pathlib import Path
+
+from ._arguments import (
+    above_zero,
+    add_bad_box_argument,
+    add_data_arguments,
+    counting,
+    data_options,
+    fraction,
+    not_negative,
+    positive,
+)
+from ._run_settings import check_run_folder, write_settings
+from ._sources import check_data_source, check_model_source
+
+_CHECKPOINT = "facebook/detr-resnet-50"
+_EPILOG = """\
+The run folder gets the model and its processor (for from_pretrained, pipeline and the other commands), metrics.json,
+curves.png, predictions.png, README.md (the model card), and checkpoints. Ctrl-C writes a checkpoint and stops; the same
+command with --resume goes on from there, as it does after a crash.
+"""
+# What shapes a fresh model alone, with the paper's numbers.
+_FRESH = {"d_model": 256, "heads": 8, "ffn_dim": 2048, "encoder_layers": 6, "decoder_layers": 6, "output_stride": 32}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    parser.add_argument("--output", type=Path, required=True, metavar="RUN", help="the run folder")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the run folder")
+
+    data = add_data_arguments(parser)
+    add_bad_box_argument(data)
+    data.add_argument("--no-check", action="store_true", help="do not look for problems in all of the data first")
+    data.add_argument(
+        "--hold-out", type=fraction, default=0.1, metavar="SHARE",
+        help="of the training images, to evaluate on where the data has no other split (default 0.1)",
+    )  # fmt: skip
+
+    model = parser.add_argument_group("what to start from")
+    model.add_argument(
+        "--model", metavar="CHECKPOINT", help=f"a whole DETR, Hub name or folder (default: {_CHECKPOINT}); or else:"
+    )
+    model.add_argument("--backbone", metavar="NAME", help="a fresh DETR on this timm network, such as resnet50")
+    model.add_argument("--pretrained-backbone", action="store_true", help="the backbone starts from timm's weights")
+    model.add_argument("--num-queries", type=positive, metavar="N", help="detections an image, at most (default 100)")
+    for name, value in _FRESH.items():
+        kinds = {"type": counting if name == "encoder_layers" else positive, "metavar": "N"}
+        if name == "output_stride":
+            kinds = {"type": int, "choices": (8, 16, 32)}
+        flag = f"--{name.replace('_', '-')}"
+        model.add_argument(flag, default=value, help=f"of a fresh model (default {value})", **kinds)
+
+    training = parser.add_argument_group("training (defaults are the paper's)")
+    training.add_argument("--epochs", type=positive, metavar="N", help="default: 50, or 300 for a fresh model")
+    training.add_argument("--batch-size", type=positive, default=4, metavar="N", help="images a step (default 4)")
+    training.add_argument("--gradient-accumulation", type=positive, default=1, metavar="K", help="batches a step")
+    training.add_argument("--learning-rate", type=above_zero, default=1e-4, metavar="LR", help="default 1e-4")
+    training.add_argument(
+        "--backbone-learning-rate", type=above_zero, metavar="LR", help="default: 1/10 of it, all of it if fresh"
+    )
+    training.add_argument("--weight-decay", type=not_negative, default=1e-4, metavar="X", help="default 1e-4")
+    training.add_argument(
+        "--lr-drop-at", type=fraction, default=2 / 3, metavar="SHARE", help="then rates / 10 (default 2/3; 1: never)"
+    )
+    training.add_argument("--clip", type=above_zero, default=0.1, metavar="NORM", help="of the gradient (default 0.1)")
+    training.add_argument("--ema", type=fraction, metavar="DECAY", help="average the weights, such as 0.9997")
+    training.add_argument("--patience", type=positive, metavar="EPOCHS", help="stop when AP grows no more")
+    training.add_argument("--augment", choices=("paper", "none"), default="paper", help="flips, sizes and crops")
+    training.add_argument(
+        "--image-size", type=positive, metavar="PX", help="shortest edge (default: the checkpoint's, or 800)"
+    )
+    training.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="auto: bf16 on GPUs that have it, else fp32",
+    )
+    training.add_argument("--seed", type=counting, default=0, metavar="N", help="of weights, order and augmentation")
+    training.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU where there is one")
+    training.add_argument("--workers", type=counting, default=2, metavar="N", help="processes that load images")
+
+    card = parser.add_argument_group("publishing")
+    card.add_argument("--license", default="apache-2.0", metavar="ID", help="for the model card (default apache-2.0)")
+    card.add_argument(
+        "--push-to-hub", metavar="USER/NAME", help="upload the run folder, without checkpoints, at the end"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    _check_together(args)
+    check_data_source(args.data)
+    if args.model:
+        check_model_source(args.model)
+    check_run_folder(args)
+
+    from hf_detr.training import last_checkpoint
+
+    from ._run_folder import write_run_folder
+    from ._running import quiet_libraries
+    from ._training import Interruption, OneBar, Stopped, build_model, load_splits, make_trainer, print_report
+
+    quiet_libraries()
+    checkpoint = last_checkpoint(args.output) if args.resume else None
+    if args.resume and checkpoint is None:
+        print(f"{args.output} has no checkpoint yet: the run starts anew\n")
+    report = None if args.no_check else print_report(args, data_options(args))
+    splits = load_splits(args, data_options(args))
+    model, processor = build_model(args, splits.train, checkpoint)
+    if not checkpoint:
+        write_settings(args)
+    interruption, bar = Interruption(), OneBar()
+    trainer = make_trainer(args, model, processor, splits, [interruption, bar])
+    try:
+        with interruption, closing(bar):
+            trainer.train(resume_from_checkpoint=checkpoint)
+    except (Stopped, KeyboardInterrupt) as stop:
+        what = str(stop) or "stopped at once; the last checkpoint is that of the last epoch that ended."
+        print(f"\n{what} Go on with:\n  {_command(args)}")
+        return 130
+    write_run_folder(args, trainer, processor, splits, report)
+    return 0
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    """Fills in what depends on other arguments. Raises ValueError for what does not go together."""
+    if args.backbone is None:
+        shaping = [f"--{name.replace('_', '-')}" for name, value in _FRESH.items() if getattr(args, name) != value]
+        shaping += ["--pretrained-backbone"] if args.pretrained_backbone else []
+        if shaping:
+            raise ValueError(f"{', '.join(shaping)}: only for a fresh model; name its --backbone, such as resnet50.")
+        args.model = args.model or _CHECKPOINT
+    elif args.model:
+        raise ValueError("--model is a whole detector with its backbone; leave out one of --model and --backbone.")
+    args.epochs = args.epochs or (300 if args.backbone else 50)
+    if args.backbone_learning_rate is None:
+        # random weights have as far to go as the rest
+        random = args.backbone and not args.pretrained_backbone
+        args.backbone_learning_rate = args.learning_rate * (1.0 if random else 0.1)
+    if not 0 < args.hold_out < 1:
+        raise ValueError(f"--hold-out {args.hold_out:g} is not between 0 and 1; 0.1 is usual.")
+
+
+def _command(args: argparse.Namespace) -> str:
+    words = [word for word in args.command_line if word != "--resume"]
+    return shlex.join(["hf-detr", *words, "--resume"])

@@ -1,0 +1,34 @@
+import json
+
+from PIL import Image
+
+from .conftest import assert_one_line_and_exit_code_2, hf_detr, write_coco
+
+
+def test_check_reports_draws_and_writes_json(digits_dir, tmp_path):
+    done = hf_detr("check", digits_dir, "--json", tmp_path / "out" / "report.json", "--draw", tmp_path / "sheet.png")
+    assert done.returncode == 0, done.stderr
+    assert "train: 8 images" in done.stdout
+    assert "test: 3 images" in done.stdout
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["splits"]["train"]["images"] == 8
+    assert all(problem["severity"] == "warning" for problem in report["problems"])
+    assert Image.open(tmp_path / "sheet.png").width > 600
+
+
+def test_check_of_data_with_errors_names_them_and_exits_1(tmp_path):
+    root = write_coco(tmp_path / "coco")
+    (root / "val2017" / "b.png").write_bytes(b"no picture")
+    content = json.loads((root / "annotations" / "instances_val2017.json").read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    done = hf_detr("check", root, "--draw", tmp_path / "sheet.png")
+    assert done.returncode == 1, done.stderr
+    assert "corrupt image" in done.stdout
+    assert "b.png" in done.stdout
+    assert "no area" in done.stdout
+    assert (tmp_path / "sheet.png").exists()
+
+
+def test_check_of_nothing_is_a_users_error(tmp_path):
+    assert_one_line_and_exit_code_2(hf_detr("check", tmp_path / "absent"), "no such file or folder")
