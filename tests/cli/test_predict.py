@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
+from faster_coco_eval import COCO
 from PIL import Image
-from pycocotools.coco import COCO
 
 from hf_detr import DetrForObjectDetection, DetrImageProcessor
 
@@ -82,7 +82,7 @@ def test_every_picture_is_drawn_once_under_a_name_of_its_own(predicted):
     assert names == ["grey.jpg", "predictions.json", "turned.png", "upright.png", "upright_2.png"]
 
 
-def test_predictions_json_is_what_pycocotools_loads(predicted):
+def test_predictions_json_is_what_coco_tools_load(predicted):
     _, output, _, rows = predicted
     truth = COCO()
     truth.dataset = {

@@ -7,13 +7,15 @@ import time
 import pytest
 import torch
 import yaml
+from datasets import DatasetDict
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import pipeline
 
 from hf_detr import DetrForObjectDetection, DetrImageProcessor
+from hf_detr.data.shapes import SHAPE_NAMES, shape_scenes
 
-from .conftest import COMMAND, ENVIRONMENT, assert_one_line_and_exit_code_2, hf_detr, noise
+from .conftest import COMMAND, ENVIRONMENT, assert_one_line_and_exit_code_2, hf_detr, noise, write_coco
 
 SHAPE = (
     "--backbone test_resnet --d-model 32 --heads 4 --ffn-dim 48 --encoder-layers 1 --decoder-layers 2 --num-queries 6"
@@ -111,6 +113,42 @@ def test_ctrl_c_writes_a_checkpoint_and_the_command_it_prints_ends_with_the_undi
     expected, found = (load_file(one / "model.safetensors") for one in (undisturbed[1], folder))
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_a_run_folder_is_fine_tuned_on_other_classes_and_a_part_of_the_only_split_is_held_out(undisturbed, tmp_path):
+    data, folder = tmp_path / "shapes", tmp_path / "run"
+    DatasetDict(train=shape_scenes(6, image_size=64, max_objects=2, seed=1)).save_to_disk(data)
+    words = [
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--augment",
+        "none",
+        "--ema",
+        "0.5",
+        "--hold-out",
+        "0.3",
+    ]
+    done = hf_detr("train", data, "--output", folder, "--model", undisturbed[1], *words)
+    assert done.returncode == 0, done.stderr
+    assert "2 of the training images are held out as validation" in done.stdout
+    config = DetrForObjectDetection.from_pretrained(folder).config
+    assert list(config.id2label.values()) == list(SHAPE_NAMES)
+    assert config.label2id == {name: index for index, name in enumerate(SHAPE_NAMES)}
+    assert config.num_queries == 6
+    card = (folder / "README.md").read_text()
+    assert "| train | 4 |" in card
+    assert "| validation | 2 |" in card
+
+
+def test_train_on_a_corrupt_picture_stops_before_it_starts_and_names_it(tmp_path):
+    data = write_coco(tmp_path / "coco")
+    (data / "val2017" / "b.png").write_bytes(b"no picture")
+    done = hf_detr("train", data, "--output", tmp_path / "run", *TINY)
+    assert_one_line_and_exit_code_2(done, "1 pictures cannot be used", "b.png", "hf-detr check")
 
 
 def test_train_refuses_what_would_overwrite_or_change_a_run(undisturbed, digits_dir, tmp_path):

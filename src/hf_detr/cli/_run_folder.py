@@ -48,7 +48,7 @@ def write_run_folder(
         "steps": trainer.state.global_step,
         "best_checkpoint": trainer.state.best_model_checkpoint,
         "train_seconds": seconds,
-        "settings": settings_of(args),
+        "settings": {name: _without_folders(name, value) for name, value in settings_of(args).items()},
         "versions": _versions(),
         "history": history,
     }
@@ -138,6 +138,12 @@ def _facts(
         "threshold": _THRESHOLD,
         "versions": _versions(),
     }
+
+
+def _without_folders(name: str, value: Any) -> Any:
+    """Of a local path its last part: the folder may be published, and nobody else has the others."""
+    is_path = name in ("data", "model", "output", "image_dir") and value and Path(value).exists()
+    return Path(value).resolve().name if is_path else value
 
 
 def _counts(rows: Dataset) -> dict[str, int]:

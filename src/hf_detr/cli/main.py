@@ -5,6 +5,7 @@ when it is asked for, so that `--help` is quick.
 """
 
 import argparse
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -40,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"hf-detr {args.command}: warning: {message}\n"
     try:
         return module.run(args)
+    except BrokenPipeError:  # whoever reads our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, TypeError, OSError) as error:  # what bad input raises; anything else is a fault of ours
         print(f"hf-detr {args.command}: error: {error}", file=sys.stderr)
         return 2
