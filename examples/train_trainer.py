@@ -32,13 +32,12 @@ if options.data == "digits":
 else:
     data = load_detection_dataset(options.data)
 classes = {"id2label": id2label(data), "label2id": {name: index for index, name in id2label(data).items()}}
-edges = {"shortest_edge": options.shortest_edge, "longest_edge": options.shortest_edge * 1333 // 800}
 if options.checkpoint:
     model = DetrForObjectDetection.from_pretrained(options.checkpoint, ignore_mismatched_sizes=True, **classes)
 else:
     fresh = {"freeze_backbone_norms": False, "freeze_backbone_until": None}  # its weights are random
     model = DetrForObjectDetection(DetrConfig(backbone=options.backbone, **fresh, **classes))
-processor = DetrImageProcessor(size=edges)
+processor = DetrImageProcessor(size=options.shortest_edge, max_size=options.shortest_edge * 1333 // 800)
 metric = CocoMetric(processor, model.config.id2label)
 
 args = TrainingArguments(options.output, num_train_epochs=options.epochs, max_grad_norm=0.1, eval_strategy="epoch",

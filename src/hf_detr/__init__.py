@@ -17,7 +17,10 @@ _HOME = {
     "DetrConfig": "configuration_detr",
     "DetrForObjectDetection": "modeling_detr",
     "DetrImageProcessor": "image_processing_detr",
+    "CocoMetric": "training",
     "DetrModel": "modeling_detr",
+    "DetrTrainer": "training",
+    "DetrTrainingArguments": "training",
     "DetrModelOutput": "modeling_outputs",
     "DetrObjectDetectionOutput": "modeling_outputs",
     "DetrPreTrainedModel": "modeling_base",
@@ -50,6 +53,9 @@ if TYPE_CHECKING:
     from .modeling_detr import DetrModel as DetrModel
     from .modeling_outputs import DetrModelOutput as DetrModelOutput
     from .modeling_outputs import DetrObjectDetectionOutput as DetrObjectDetectionOutput
+    from .training import CocoMetric as CocoMetric
+    from .training import DetrTrainer as DetrTrainer
+    from .training import DetrTrainingArguments as DetrTrainingArguments
     from .training import evaluate_model as evaluate_model
     from .training import parameter_groups as parameter_groups
     from .visualization import draw_detections as draw_detections

@@ -74,7 +74,14 @@ class DetrConfig(PreTrainedConfig):
 
     model_type = "detr"
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012, the base class's own form
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    # what a Trainer need not gather over an evaluation
+    keys_to_ignore_at_inference = [  # noqa: RUF012
+        "past_key_values",
+        "loss_dict",
+        "auxiliary_outputs",
+        "last_hidden_state",
+        "encoder_last_hidden_state",
+    ]
     attribute_map = _ALIASES
 
     backbone_config: dict | PreTrainedConfig | None = None

@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     config = model.config
     print(
         f"{args.output}: {config.backbone_config.backbone}{' DC5' if config.dilation else ''}, "
-        f"{config.encoder_layers} + {config.decoder_layers} layers, {config.num_queries} queries, {config.num_labels} classes, "
-        f"{parameters:,} parameters"
+        f"{config.encoder_layers} + {config.decoder_layers} layers, {config.num_queries} queries, "
+        f"{config.num_labels} classes, {parameters:,} parameters"
     )
     if config.num_labels == 91:
         print(
