@@ -7,7 +7,7 @@ STAMP = $(VENV)/.installed
 # also where Python is told to write no bytecode.
 INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python
 
-.PHONY: help setup demo test test-slow test-oldest lint format clean
+.PHONY: help setup demo test only-tests test-slow test-oldest lint format clean
 
 help:
 	@echo "make setup        a virtual environment in $(VENV) with everything"
@@ -32,15 +32,21 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --config setup.cfg --no-cache
 
+# Two processes of one thread each: half of the time is the start of commands that are tested from outside.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
 test-oldest:
 	$(MAKE) setup VENV=.venv-oldest EXTRA='"transformers==5.17.0" "torch==2.11.*"'
-	.venv-oldest/bin/python -m pytest
+	$(MAKE) only-tests VENV=.venv-oldest
+
+only-tests:
+	$(PYTEST)
 
 format: setup
 	$(BIN)/ruff check --fix .
