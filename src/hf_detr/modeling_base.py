@@ -3,9 +3,11 @@
 from contextvars import ContextVar
 
 import torch
+from huggingface_hub import HfApi, ModelCard
 from torch import nn
 from transformers import PreTrainedModel, initialization
 
+from .checkpoints.model_card import model_card
 from .configuration_detr import DetrConfig
 from .nn.frozen_norm import FrozenBatchNorm2d
 
@@ -45,6 +47,29 @@ class DetrPreTrainedModel(PreTrainedModel):
         # loading makes new parameters, all of which would train
         model.base_model.backbone.conv_encoder.freeze(model.config.freeze_backbone_until)
         return loaded
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: bool | str | None = None, **kwargs
+    ) -> str:
+        """As in Transformers. A repository without a README.md gets this package's model card first; its classes and
+        sizes are known here, what it was trained on is not: `hf-detr train` and `DetrTrainer` write fuller ones."""
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if not api.file_exists(repo_id, "README.md"):
+            config = self.config
+            facts = {
+                "name": repo_id.split("/")[-1],
+                "repo_id": repo_id,
+                "model": {
+                    "backbone": getattr(config.backbone_config, "backbone", config.backbone_config.model_type),
+                    "encoder and decoder layers": f"{config.encoder_layers} + {config.decoder_layers}",
+                    "queries": config.num_queries,
+                    "classes": ", ".join(config.id2label.values()),
+                    "parameters": f"{self.num_parameters():,}",
+                },
+            }
+            ModelCard(model_card(facts)).push_to_hub(repo_id, token=token)
+        return super().push_to_hub(repo_id, private=private, token=token, **kwargs)
 
     def freeze_backbone(self, until: str | int | None = "all") -> None:
         """Afterwards exactly the backbone's parameters up to and including a stage are frozen: a stage's name or index,

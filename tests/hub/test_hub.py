@@ -53,6 +53,10 @@ def test_what_push_to_hub_sent_loads_here_and_in_stock_with_the_same_outputs(hub
     files = hub.repos[REPO]
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "README.md"} <= set(files)
     assert not any(path.endswith((".bin", ".pt", ".pth")) for path in files)
+    card = files["README.md"].decode()
+    assert "library_name: transformers" in card
+    assert f'DetrForObjectDetection.from_pretrained("{REPO}")' in card
+    assert "cat, dog" in card
     assert json.loads(files["config.json"])["id2label"] == {"0": "cat", "1": "dog"}
     assert json.loads(files["preprocessor_config.json"])["image_processor_type"] == "DetrImageProcessor"
     assert "class_labels_classifier.weight" in load_tensors(files["model.safetensors"])

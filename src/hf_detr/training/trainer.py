@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from ..checkpoints.model_card import model_card
 from ..data.collator import DetectionCollator
 from ..evaluation import CocoEvaluator
 from .arguments import DetrTrainingArguments
@@ -53,6 +54,34 @@ class DetrTrainer(EvaluationMixin, Trainer):
         ValueError: what cannot train: nn.DataParallel, rows without transform, bad boxes, more classes than the model
             has, functions of metrics or loss, for which `transformers.Trainer` is there.
     """
+
+    def create_model_card(self, model_name: str | None = None, license: str | None = None, **_: Any) -> None:
+        """Writes README.md into the output folder: recipe, model, and the AP of the last evaluation."""
+        if not self.is_world_process_zero():
+            return
+        args, config = self.args, self.model.config
+        name = model_name or (args.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1]
+        facts = {
+            "name": name,
+            "repo_id": args.hub_model_id or name,
+            "license": license,
+            "recipe": {
+                "epochs": f"{self.state.epoch or 0:g} ({self.state.global_step:,} steps)",
+                "images a step": self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
+                "learning rate": f"{args.learning_rate:g}, backbone {args.backbone_learning_rate:g}",
+                "weight decay": f"{args.weight_decay:g}",
+                "gradients clipped at": f"{args.max_grad_norm:g}",
+                "seed": args.seed,
+            },
+            "model": {
+                "backbone": getattr(config.backbone_config, "backbone", config.backbone_config.model_type),
+                "queries": config.num_queries,
+                "classes": ", ".join(config.id2label.values()),
+            },
+        }
+        if self.evaluator is not None and len(self.evaluator):
+            facts["evaluation"] = {"split": "evaluation", "metrics": self.evaluator.compute()}
+        Path(args.output_dir, "README.md").write_text(model_card(facts), encoding="utf-8")
 
     def __init__(
         self,
