@@ -174,3 +174,20 @@ def _with(labels, key, index, value):
 def test_inputs_that_do_not_fit_are_clear_errors(inputs, message):
     with pytest.raises(ValueError, match=message):
         small_model()(**inputs)
+
+
+@pytest.mark.parametrize("counts", [(2, 3), (0, 0)])
+def test_the_loss_visits_the_host_once(monkeypatch, counts):
+    visits = []
+    for name in ("cpu", "item", "tolist", "nonzero", "__bool__", "__float__", "__int__", "__index__"):
+        real = getattr(torch.Tensor, name)
+
+        def counted(self, *arguments, _name=name, _real=real, **options):
+            visits.append(_name)
+            return _real(self, *arguments, **options)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    logits, boxes = predictions()
+    loss, _ = detection_loss(logits, boxes, targets(*counts))
+    loss.backward()
+    assert visits == ["cpu"]
