@@ -3,7 +3,7 @@
 from contextvars import ContextVar
 
 import torch
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi
 from torch import nn
 from transformers import PreTrainedModel, initialization
 
@@ -68,7 +68,9 @@ class DetrPreTrainedModel(PreTrainedModel):
                     "parameters": f"{self.num_parameters():,}",
                 },
             }
-            ModelCard(model_card(facts)).push_to_hub(repo_id, token=token)
+            # not by ModelCard: older clients validate at huggingface.co, wherever HF_ENDPOINT points
+            card = model_card(facts).encode()
+            api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=repo_id)
         return super().push_to_hub(repo_id, private=private, token=token, **kwargs)
 
     def freeze_backbone(self, until: str | int | None = "all") -> None:
