@@ -4,7 +4,8 @@
 where the weight's gradient still passes through the scale. Names and values in the state dict stay as they were.
 
 The result is equal but for rounding. Rounding moves some activations across a ReLU's corner, and with them single
-gradient norms by up to 1e-3; so gradients in eval mode, which nobody waits for, are computed in the published order.
+gradient norms by more than 1e-4; so gradients in eval mode, which nobody waits for, are computed in the published
+order.
 """
 
 import torch
