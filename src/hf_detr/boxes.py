@@ -61,6 +61,16 @@ def giou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
     return overlap / union.clamp(min=_NO_AREA) - (hull - union) / hull.clamp(min=_NO_AREA)
 
 
+def iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
+    """IoU of corresponding boxes, (..., 4) x (..., 4) -> (...), in [0, 1], 0 where both have no area; the leading axes
+    broadcast."""
+    top_left = torch.maximum(boxes_xyxy[..., :2], others_xyxy[..., :2])
+    bottom_right = torch.minimum(boxes_xyxy[..., 2:], others_xyxy[..., 2:])
+    overlap = (bottom_right - top_left).clamp(min=0).prod(-1)
+    union = box_area(boxes_xyxy) + box_area(others_xyxy) - overlap
+    return overlap / union.clamp(min=_NO_AREA)
+
+
 def pairwise_giou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
     """Generalised IoU of every pair, (..., N, 4) x (..., M, 4) -> (..., N, M), in [-1, 1]; see `giou`."""
     return giou(boxes_xyxy[..., :, None, :], others_xyxy[..., None, :, :])
@@ -68,9 +78,4 @@ def pairwise_giou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
 
 def pairwise_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
     """IoU of every pair, (..., N, 4) x (..., M, 4) -> (..., N, M), in [0, 1]; 0 where both have no area."""
-    boxes, others = boxes_xyxy[..., :, None, :], others_xyxy[..., None, :, :]
-    top_left = torch.maximum(boxes[..., :2], others[..., :2])
-    bottom_right = torch.minimum(boxes[..., 2:], others[..., 2:])
-    overlap = (bottom_right - top_left).clamp(min=0).prod(-1)
-    union = box_area(boxes) + box_area(others) - overlap
-    return overlap / union.clamp(min=_NO_AREA)
+    return iou(boxes_xyxy[..., :, None, :], others_xyxy[..., None, :, :])

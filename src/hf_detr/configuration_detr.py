@@ -15,7 +15,17 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
 # What the block of the configuration file holds.
-_OWN_FIELDS = ("auxiliary_loss", "freeze_backbone_norms", "freeze_backbone_until", "timm_kwargs")
+_OWN_FIELDS = (
+    "auxiliary_loss",
+    "freeze_backbone_norms",
+    "freeze_backbone_until",
+    "timm_kwargs",
+    "denoising_queries",
+    "denoising_box_noise",
+    "denoising_label_noise",
+    "query_groups",
+    "iou_aware_labels",
+)
 # Names that are views of others; a file that states both states the same.
 _ALIASES = {
     "hidden_size": "d_model",
@@ -68,6 +78,13 @@ class DetrConfig(PreTrainedConfig):
             none, or "auto": stem and first stage for ResNets (as published), nothing for others.
         timm_kwargs: further arguments of `timm.create_model` (`img_size`, `drop_path_rate`, ...).
 
+    Of this package, help in training that changes nothing at inference (all off, as in the paper):
+        denoising_queries: noised copies of each target that the decoder learns to mend; see `loss.denoising`.
+        denoising_box_noise: how far they are moved and resized, in shares of the box.
+        denoising_label_noise: chance that a copy's label is a random one.
+        query_groups: 1, or how many groups of `num_queries` object queries train, each matched on its own.
+        iou_aware_labels: the class target of a matched query is its box's IoU, the rest "no object".
+
     Raises:
         ValueError: a value is impossible or contradicts another; the message says what to change.
     """
@@ -118,6 +135,11 @@ class DetrConfig(PreTrainedConfig):
     freeze_backbone_norms: bool = True
     freeze_backbone_until: str | int | None = "auto"
     timm_kwargs: dict | None = None
+    denoising_queries: int = 0
+    denoising_box_noise: float = 0.4
+    denoising_label_noise: float = 0.2
+    query_groups: int = 1
+    iou_aware_labels: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         own_block = kwargs.pop("hf_detr", None)
@@ -254,7 +276,11 @@ class DetrConfig(PreTrainedConfig):
         for name in ("num_queries", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim", "num_channels", "d_model",
                      "encoder_attention_heads", "decoder_attention_heads"):  # fmt: skip
             _require(name, getattr(self, name), "a whole number of at least 1", lambda v: _is_int(v) and v >= 1)
-        _require("encoder_layers", self.encoder_layers, "a whole number of at least 0", lambda v: _is_int(v) and v >= 0)
+        _require("query_groups", self.query_groups, "a whole number of at least 1", lambda v: _is_int(v) and v >= 1)
+        for name in ("encoder_layers", "denoising_queries"):
+            _require(name, getattr(self, name), "a whole number of at least 0", lambda v: _is_int(v) and v >= 0)
+        for name in ("denoising_box_noise", "denoising_label_noise"):
+            _require(name, getattr(self, name), "a number in [0, 1]", lambda v: _is_number(v) and 0 <= v <= 1)
         _require("num_labels", self.num_labels, "at least 1 class", lambda v: v >= 1)
         for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
             _require(name, getattr(self, name), "a chance in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1)

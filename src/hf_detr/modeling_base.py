@@ -27,8 +27,9 @@ class DetrPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules = ["ConvEncoder", "EncoderLayer", "DecoderLayer"]  # noqa: RUF012
-    # counters of live batch norms, which some files hold
-    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked$"]  # noqa: RUF012
+    # counters of live batch norms, which some files hold, and what only a training's checkpoint holds
+    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked$", r"^training_queries\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_missing = [r"^training_queries\."]  # noqa: RUF012
 
     def __init__(self, config: DetrConfig, *inputs, **kwargs):
         config.check()  # fields may have been set since it was made
@@ -127,6 +128,8 @@ class DetrPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 initialization.uniform_(module.bias, *_pytorch_bounds(module))
         elif isinstance(module, nn.Embedding):
+            if getattr(module, "notes_start", False):
+                module.started_fresh = True
             if getattr(module, "starts_uniform", False):
                 initialization.uniform_(module.weight)
             else:

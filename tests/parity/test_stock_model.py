@@ -183,6 +183,11 @@ def test_the_saved_configuration_keeps_what_stock_does_not_know_in_one_block(tmp
         "freeze_backbone_norms": False,
         "freeze_backbone_until": "layer2",
         "timm_kwargs": None,
+        "denoising_queries": 0,
+        "denoising_box_noise": 0.4,
+        "denoising_label_noise": 0.2,
+        "query_groups": 1,
+        "iou_aware_labels": False,
     }
     assert written["architectures"] == ["DetrForObjectDetection"]
     with warnings.catch_warnings():

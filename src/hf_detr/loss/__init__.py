@@ -1,7 +1,8 @@
 """The bipartite loss: pure functions of tensors."""
 
+from .denoising import NoisedTargets, noise_targets
 from .matcher import Matches, match
 from .set_loss import detection_loss
 from .targets import Targets, pack_targets
 
-__all__ = ["Matches", "Targets", "detection_loss", "match", "pack_targets"]
+__all__ = ["Matches", "NoisedTargets", "Targets", "detection_loss", "match", "noise_targets", "pack_targets"]

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..boxes import cxcywh_to_xyxy, giou
+from ..boxes import cxcywh_to_xyxy, giou, iou
+from .denoising import NoisedTargets, denoising_losses
 from .matcher import Matches, match
 from .targets import Targets, pack_targets, to_device
 
-# L decoder layers, B images, Q queries, N objects, M matches of one layer, C classes; class C is "no object"
+# L decoder layers, B images, Q queries, K groups of them, N objects, M matches of one layer, C classes; class C is "no
+# object"
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,11 @@ class Normalisers:
 def detection_loss(
     logits: Tensor,
     boxes_cxcywh: Tensor,
-    labels: Sequence[Mapping[str, Tensor]],
+    labels: Sequence[Mapping[str, Tensor]] | Targets,
     *,
+    query_groups: int = 1,
+    noised: NoisedTargets | None = None,
+    iou_aware_labels: bool = False,
     class_cost: float = 1.0,
     bbox_cost: float = 5.0,
     giou_cost: float = 2.0,
@@ -48,9 +53,14 @@ def detection_loss(
     """The weighted sum to train on, and its parts.
 
     Args:
-        logits: (L, B, Q, C + 1); the last layer's come last.
-        boxes_cxcywh: (L, B, Q, 4) in [0, 1].
-        labels: one dict per image, see `pack_targets`.
+        logits: (L, B, Q, C + 1); the last layer's come last. With `query_groups` or `noised` the queries of the further
+            groups follow, then the noised copies: (L, B, K Q + E, C + 1).
+        boxes_cxcywh: (L, B, Q, 4) in [0, 1], likewise.
+        labels: one dict per image, see `pack_targets`; or what that made of them.
+        query_groups: K. Each group is matched on its own; the mean of the further groups' losses is added to the
+            first's.
+        noised: the copies that follow; their loss is added, see `denoising_losses`.
+        iou_aware_labels: the class target of a matched query is its box's IoU with the object, the rest "no object".
         num_items_in_batch: objects of the whole optimizer step, over all its micro-batches and processes, where it is
             more than this one forward pass. The losses of the passes then add up to the step's.
         num_images_in_batch: the images of that step, for the classification. Left out, they are taken to be as many as
@@ -59,29 +69,63 @@ def detection_loss(
     Returns:
         the loss, and a dict of `loss_ce`, `loss_bbox`, `loss_giou` (unweighted), `cardinality_error` and `class_error`
         (in percent, only of the last layer), the two errors without gradient; names ending in `_l` for the layers
-        before the last.
+        before the last. With groups, `loss_groups`, and with copies, `loss_denoising`: their weighted sums over layers,
+        as they are in the loss.
 
     Raises:
         TypeError, ValueError: see `pack_targets` and `match`.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        logits, boxes_cxcywh = logits.float(), boxes_cxcywh.float()
-        num_layers, batch_size, num_queries, _ = logits.shape
-        targets = pack_targets(labels, batch_size, logits.device)
-        matches = match(logits, boxes_cxcywh, targets, class_cost, bbox_cost, giou_cost)
+        if logits.dtype != torch.float64:
+            logits, boxes_cxcywh = logits.float(), boxes_cxcywh.float()
+        num_layers, batch_size = logits.shape[:2]
+        num_copies = 0 if noised is None else noised.class_labels.shape[1]
+        num_queries, remainder = divmod(logits.shape[2] - num_copies, query_groups)
+        if remainder:
+            raise ValueError(f"{logits.shape[2] - num_copies} queries do not make query_groups={query_groups} groups.")
+        targets = labels if isinstance(labels, Targets) else pack_targets(labels, batch_size, logits.device)
+
+        # a group is one more set of layers: (K L, B, Q, .), all matched in one visit to the host
+        matched_logits = _groups_as_layers(logits, num_queries, query_groups)
+        matched_boxes = _groups_as_layers(boxes_cxcywh, num_queries, query_groups)
+        matches = match(matched_logits, matched_boxes, targets, class_cost, bbox_cost, giou_cost)
         normalisers = count_normalisers(
             targets, num_queries, eos_coefficient, logits.device, num_items_in_batch, num_images_in_batch
         )
-        ce = _classification(logits, targets, matches, eos_coefficient) / normalisers.class_weights  # (L,)
-        l1, giou_loss = _boxes(boxes_cxcywh, targets, matches)
-        l1, giou_loss = l1 / normalisers.boxes, giou_loss / normalisers.boxes
-        loss = (ce + bbox_loss_coefficient * l1 + giou_loss_coefficient * giou_loss).sum()
-        parts = {"loss_ce": ce, "loss_bbox": l1, "loss_giou": giou_loss}
-        parts["cardinality_error"] = _cardinality_error(logits, targets)
-        loss_dict = {name: values[-1] for name, values in parts.items()}
-        loss_dict["class_error"] = _class_error(logits[-1], targets, matches)
-        for layer in range(num_layers - 1):
+        l1, giou_loss, overlap = _boxes(matched_boxes, targets, matches)
+        ce = _classification(matched_logits, targets, matches, eos_coefficient, overlap if iou_aware_labels else None)
+        parts = {
+            "loss_ce": ce / normalisers.class_weights,
+            "loss_bbox": l1 / normalisers.boxes,
+            "loss_giou": giou_loss / normalisers.boxes,
+        }  # (K L,) each
+
+        def weighted(parts: dict[str, Tensor]) -> Tensor:
+            return (
+                parts["loss_ce"]
+                + bbox_loss_coefficient * parts["loss_bbox"]
+                + giou_loss_coefficient * parts["loss_giou"]
+            )
+
+        totals = weighted(parts)
+        loss = totals[:num_layers].sum()
+        further = {}
+        if query_groups > 1:
+            further["loss_groups"] = totals[num_layers:].sum() / (query_groups - 1)
+        if noised is not None:
+            copies = slice(query_groups * num_queries, None)
+            mended = denoising_losses(logits[:, :, copies], boxes_cxcywh[:, :, copies], noised, normalisers.boxes)
+            further["loss_denoising"] = weighted(mended).sum()
+
+        parts["cardinality_error"] = _cardinality_error(matched_logits[:num_layers], targets)
+        last = num_layers - 1
+        loss_dict = {name: values[last] for name, values in parts.items()}
+        loss_dict["class_error"] = _class_error(matched_logits[last], targets, matches, last)
+        for layer in range(last):
             loss_dict.update({f"{name}_{layer}": values[layer] for name, values in parts.items()})
+        for name, value in further.items():
+            loss = loss + value
+            loss_dict[name] = value
     return loss, loss_dict
 
 
@@ -119,25 +163,44 @@ def _at_least_one(count: Tensor | int) -> Tensor | int:
     return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
-def _classification(logits: Tensor, targets: Targets, matches: Matches, eos_coefficient: float) -> Tensor:
-    """(L,) summed, weighted cross-entropy. Most queries answer for nothing; their weight is small (paper, 3.1)."""
+def _groups_as_layers(values: Tensor, num_queries: int, query_groups: int) -> Tensor:
+    """(L, B, K Q + E, .) -> (K L, B, Q, .), the first group's layers first."""
+    grouped = values[:, :, : query_groups * num_queries].unflatten(2, (query_groups, num_queries))
+    return grouped.movedim(2, 0).flatten(0, 1)
+
+
+def _classification(
+    logits: Tensor, targets: Targets, matches: Matches, eos_coefficient: float, overlap: Tensor | None
+) -> Tensor:
+    """(L,) summed, weighted cross-entropy. Most queries answer for nothing; their weight is small (paper, 3.1).
+
+    With `overlap`, the IoU (L, M) of the matched pairs, that much of the target is the class, the rest "no object".
+    """
     num_layers, _, _, num_logits = logits.shape
     no_object = num_logits - 1
+    labels = targets.class_labels[matches.target]  # (L, M)
     wanted = torch.full((num_layers, logits.shape[1] * logits.shape[2]), no_object, device=logits.device)  # (L, BQ)
-    wanted.scatter_(1, matches.query, targets.class_labels[matches.target])
-    weights = torch.ones(num_logits, device=logits.device)
+    wanted.scatter_(1, matches.query, labels)
+    weights = torch.ones(num_logits, device=logits.device, dtype=logits.dtype)
     weights[no_object] = eos_coefficient
     losses = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), weights, reduction="none")
-    return losses.unflatten(0, (num_layers, -1)).sum(1)
+    losses = losses.unflatten(0, (num_layers, -1)).sum(1)
+    if overlap is None:
+        return losses
+    # the log-probabilities' common term falls out of their difference
+    matched = logits.flatten(1, 2).gather(1, matches.query[..., None].expand(-1, -1, num_logits))  # (L, M, C + 1)
+    difference = matched.gather(2, labels[..., None])[..., 0] - matched[..., no_object]
+    return losses + ((1 - overlap) * difference).sum(1)
 
 
-def _boxes(boxes_cxcywh: Tensor, targets: Targets, matches: Matches) -> tuple[Tensor, Tensor]:
-    """(L,) summed L1 distances and (L,) summed 1 - GIoU, of the matched pairs alone."""
+def _boxes(boxes_cxcywh: Tensor, targets: Targets, matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
+    """(L,) summed L1 distances, (L,) summed 1 - GIoU, of the matched pairs alone; their IoU (L, M) without gradient."""
     index = matches.query[..., None].expand(-1, -1, 4)
     predicted = boxes_cxcywh.flatten(1, 2).gather(1, index)  # (L, M, 4)
     wanted = targets.boxes_cxcywh[matches.target]
     l1 = (predicted - wanted).abs().sum((1, 2))
-    return l1, (1 - giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))).sum(1)
+    predicted, wanted = cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted)
+    return l1, (1 - giou(predicted, wanted)).sum(1), iou(predicted.detach(), wanted)
 
 
 @torch.no_grad()
@@ -151,10 +214,10 @@ def _cardinality_error(logits: Tensor, targets: Targets) -> Tensor:
 
 
 @torch.no_grad()
-def _class_error(last_logits: Tensor, targets: Targets, matches: Matches) -> Tensor:
+def _class_error(last_logits: Tensor, targets: Targets, matches: Matches, last: int) -> Tensor:
     """Percent of matched queries of the last layer whose best class is wrong; 100 where nothing is matched."""
-    wanted = targets.class_labels[matches.target[-1]]
+    wanted = targets.class_labels[matches.target[last]]
     if wanted.numel() == 0:
         return last_logits.new_tensor(100.0)
-    best = last_logits.flatten(0, 1)[matches.query[-1]].argmax(-1)
+    best = last_logits.flatten(0, 1)[matches.query[last]].argmax(-1)
     return 100 - 100 * (best == wanted).float().mean()

@@ -33,6 +33,8 @@ class ConvEncoder(nn.Module):
         drop_batch_counters(model)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        if self.training or not torch.is_grad_enabled():  # as for folding: it rounds otherwise (see `folding`)
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features = self.model(pixel_values)
         last = (features.feature_maps if hasattr(features, "feature_maps") else features)[-1]
         return last.permute(0, 3, 1, 2) if self._is_channels_last else last

@@ -34,10 +34,7 @@ class SinePositionEmbedding(nn.Module):
         return torch.cat((rows, columns), dim=-1).flatten(1, 2)
 
     def _waves(self, positions: Tensor) -> Tensor:
-        """(...) in [0, 1] -> (..., D/2): sine and cosine of each frequency, side by side."""
-        exponent = torch.arange(0, self.features, 2, device=positions.device, dtype=torch.float32) / self.features
-        angle = positions[..., None] * (2 * math.pi) / self.temperature**exponent
-        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
+        return sine_waves(positions, self.features, self.temperature)
 
 
 class LearnedPositionEmbedding(nn.Module):
@@ -61,3 +58,11 @@ class LearnedPositionEmbedding(nn.Module):
         rows = self.row_embeddings.weight[:height, None].expand(height, width, -1)
         columns = self.column_embeddings.weight[None, :width].expand(height, width, -1)
         return torch.cat((columns, rows), dim=-1).flatten(0, 1)[None]  # columns first, as published
+
+
+def sine_waves(positions: Tensor, features: int, temperature: float = 10_000.0) -> Tensor:
+    """(...) in [0, 1] -> (..., features) float32: sine and cosine of each frequency, side by side; `features` is even.
+    A position of 1 is a whole turn of the fastest."""
+    exponent = torch.arange(0, features, 2, device=positions.device, dtype=torch.float32) / features
+    angle = positions[..., None] * (2 * math.pi) / temperature**exponent
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)

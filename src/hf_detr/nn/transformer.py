@@ -67,6 +67,10 @@ class Attention(nn.Module):
         )
         return self.out_proj(output.flatten(2)), weights
 
+    def of_equal_values(self, value: Tensor) -> Tensor:
+        """What comes out where all values are `value` (D,): weights sum to 1, so queries and keys do not matter."""
+        return self.out_proj(self.v_proj(value))
+
     def _heads(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, N, ., D/N)
 
@@ -84,7 +88,9 @@ class _Layer(GradientCheckpointingLayer):
         self.final_layer_norm = nn.LayerNorm(d_model)
 
     def _feed_forward(self, states: Tensor) -> Tensor:
-        inner = F.dropout(self.activation(self.fc1(states)), p=self.activation_dropout, training=self.training)
+        inner = self.fc1(states)
+        inner = inner.relu_() if isinstance(self.activation, nn.ReLU) else self.activation(inner)
+        inner = F.dropout(inner, p=self.activation_dropout, training=self.training)
         return self.final_layer_norm(states + self._drop(self.fc2(inner)))
 
     def _drop(self, states: Tensor) -> Tensor:
@@ -121,7 +127,7 @@ class DecoderLayer(_Layer):
 
     def forward(
         self,
-        states: Tensor,
+        states: Tensor | None,
         query_positions: Tensor,
         memory: Tensor,
         placed_memory: Tensor,
@@ -129,10 +135,18 @@ class DecoderLayer(_Layer):
         memory_mask: Tensor | None,
         attend: AttentionFunction,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(B, Q, D) -> (B, Q, D), self-attention weights and cross-attention weights where `attend` gives them."""
-        placed = states + query_positions
-        attended, self_weights = self.self_attn(placed, placed, states, query_mask, attend)
-        states = self.self_attn_layer_norm(states + self._drop(attended))
+        """(B, Q, D) -> (B, Q, D), self-attention weights and cross-attention weights where `attend` gives them.
+
+        None for `states` stands for zeros, and is quicker: the self-attention then says the same to each query. Not for
+        training with dropout, nor where its weights are wanted.
+        """
+        if states is None:
+            zeros = query_positions.new_zeros(query_positions.shape[-1])
+            states, self_weights = self.self_attn_layer_norm(self.self_attn.of_equal_values(zeros)), None
+        else:
+            placed = states + query_positions
+            attended, self_weights = self.self_attn(placed, placed, states, query_mask, attend)
+            states = self.self_attn_layer_norm(states + self._drop(attended))
         attended, cross_weights = self.encoder_attn(
             states + query_positions, placed_memory, memory, memory_mask, attend
         )
@@ -173,7 +187,7 @@ class Decoder(nn.Module):
 
     def forward(
         self,
-        states: Tensor,
+        states: Tensor | None,
         query_positions: Tensor,
         memory: Tensor,
         positions: Tensor,
@@ -183,7 +197,8 @@ class Decoder(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None], list[Tensor | None]]:
         """(B, Q, D) -> the states after each layer (not normed), those before each, self- and cross-attention weights.
 
-        The next layer reads the state itself: only the copy for the heads is normed, by `layernorm`, by the caller.
+        None for `states` stands for zeros, see `DecoderLayer`. The next layer reads the state itself: only the copy for
+        the heads is normed, by `layernorm`, by the caller.
         """
         placed_memory = memory + positions  # the same keys for every layer
         after, before, self_attentions, cross_attentions = [], [], [], []
