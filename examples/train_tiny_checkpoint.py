@@ -42,6 +42,7 @@ def make_model(names: dict[int, str]) -> DetrForObjectDetection:
         attention_dropout=0.0,
         activation_dropout=0.0,
         id2label=names,
+        denoising_queries=3,
     )
     return DetrForObjectDetection(config)
 

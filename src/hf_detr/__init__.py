@@ -31,6 +31,7 @@ _HOME = {
     "load_detection_dataset": "data.loading",
     "parameter_groups": "training",
     "shape_scenes": "data.shapes",
+    "tiny_checkpoint": "tiny",
     "transform_dataset": "data.transform",
 }
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from .modeling_detr import DetrModel as DetrModel
     from .modeling_outputs import DetrModelOutput as DetrModelOutput
     from .modeling_outputs import DetrObjectDetectionOutput as DetrObjectDetectionOutput
+    from .tiny import tiny_checkpoint as tiny_checkpoint
     from .training import CocoMetric as CocoMetric
     from .training import DetrTrainer as DetrTrainer
     from .training import DetrTrainingArguments as DetrTrainingArguments

@@ -43,6 +43,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         self.bbox_predictor = BoxHead(config.d_model)
         self.training_queries = _make_training_queries(config)
         self.post_init()
+        self._leave_training_queries_out_of_files()
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -113,27 +114,19 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             made.apply(self._init_weights)
             made.start_fresh_groups_from(self.model.query_position_embeddings.weight)
         self.training_queries = made
+        self._leave_training_queries_out_of_files()
+
+    def _leave_training_queries_out_of_files(self) -> None:
+        """What `save_pretrained` writes is a plain DETR. Checkpoints to go on from keep them beside it: `state_dict()`
+        has them, and `DetrTrainer` writes them into a file of their own."""
+        names = () if self.training_queries is None else self.training_queries.state_dict()
+        self._keys_to_ignore_on_save = {f"training_queries.{name}" for name in names}
 
     @torch.no_grad()
     def resize_queries(self, num_queries: int) -> None:
         super().resize_queries(num_queries)
         if self.config.query_groups > 1:
             self.set_training_queries()  # groups of the new number
-
-    def save_pretrained(
-        self,
-        save_directory: str | PathLike,
-        *args,
-        state_dict: dict[str, Tensor] | None = None,
-        with_training_queries: bool = False,
-        **kwargs,
-    ) -> None:
-        """As in Transformers. Written is a plain DETR, which stock transformers loads without a word; a checkpoint from
-        which training goes on (`with_training_queries`) has the parameters of denoising and groups as well."""
-        state_dict = self.state_dict() if state_dict is None else state_dict
-        if not with_training_queries:
-            state_dict = {name: value for name, value in state_dict.items() if "training_queries." not in name}
-        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
 
     def forward(
         self,

@@ -250,7 +250,7 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _query_mask(mask: Tensor | None, queries: Tensor, extra_queries: ExtraQueries | None) -> Tensor | None:
-    """(B, Q) or (B, Q, Q), and the blocks of extra queries -> what is added to scores of (B, heads, queries, queries)."""
+    """(B, Q) or (B, Q, Q), and blocks of extra queries -> what is added to the scores (B, heads, queries, queries)."""
     batch_size, num_queries = queries.shape[:2]
     if mask is not None:
         if mask.shape not in ((batch_size, num_queries), (batch_size, num_queries, num_queries)):

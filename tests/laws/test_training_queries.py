@@ -123,23 +123,27 @@ def test_copies_are_spoilt_by_no_more_than_they_should_be():
     assert noised.noised_boxes_cxcywh.min() >= 0
 
 
-def test_what_is_saved_is_a_plain_detr_and_a_checkpoint_goes_on(tmp_path):
+def test_what_is_saved_is_a_plain_detr(tmp_path):
     model = small_model(**BOTH)
-    model.save_pretrained(tmp_path / "plain")
-    with safe_open(tmp_path / "plain" / "model.safetensors", "pt") as file:
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert not [name for name in file.keys() if "training_queries" in name]  # noqa: SIM118, not a dict
-    stock, info = transformers.DetrForObjectDetection.from_pretrained(tmp_path / "plain", output_loading_info=True)
+    stock, info = transformers.DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     torch.testing.assert_close(stock(PIXELS, MASK).logits, model(PIXELS, MASK).logits, rtol=0, atol=1e-4)
-    assert json.loads((tmp_path / "plain" / "config.json").read_text())["hf_detr"]["denoising_queries"] == 3
-
-    model.save_pretrained(tmp_path / "checkpoint", with_training_queries=True)
-    again, info = DetrForObjectDetection.from_pretrained(tmp_path / "checkpoint", output_loading_info=True)
+    assert json.loads((tmp_path / "config.json").read_text())["hf_detr"]["denoising_queries"] == 3
+    again, info = DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    for name, value in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value), name
+    assert again.training_queries is not None  # it trains with the loss it had
+
+
+def test_a_state_dict_has_all_of_it():
+    model = small_model(**BOTH)
+    again = small_model(seed=1, **BOTH)
+    again.load_state_dict(model.state_dict())
+    for name, value in model.training_queries.state_dict().items():
+        assert torch.equal(again.training_queries.state_dict()[name], value), name
 
 
 def test_new_groups_start_from_the_trained_queries(tmp_path):

@@ -34,7 +34,7 @@ def write_run_folder(
     folder = args.output
     history = list(trainer.state.log_history)
     trainer.evaluate(transform_dataset(splits.test, DetectionTransform(processor)), metric_key_prefix="test")
-    metrics = trainer.evaluator.compute()
+    metrics, table = trainer.evaluator.compute(), trainer.evaluator.table()
     pictures = _draw_predictions(trainer, processor, splits.test, folder / "predictions.png")
     if not trainer.is_world_process_zero():
         return
@@ -57,7 +57,7 @@ def write_run_folder(
     facts["pictures"] = {"predictions.png": pictures, "curves.png": "Losses and average precision of the training."}
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
 
-    print(f"\n{folder} on split {splits.names[2]!r}\n\n{trainer.evaluator.table()}\n")
+    print(f"\n{folder} on split {splits.names[2]!r}\n\n{table}\n")
     print(f"written: {folder} (model, processor, metrics.json, curves.png, predictions.png, README.md)")
     print(f"try it:  hf-detr predict {folder} PICTURES")
     if args.push_to_hub:
@@ -121,7 +121,9 @@ def _facts(
             "schedule": "constant" if settings.lr_drop_at is None else f"/ 10 after {settings.lr_drop_at:.2f} of it",
             "augmentation": args.augment,
             "image size": ", ".join(f"{name} {value}" for name, value in dict(trainer.processing_class.size).items()),
-            "averaged weights": "no" if args.ema is None else f"decay {args.ema:g}",
+            "recipe": args.recipe
+            + (f", {config.denoising_queries} noised copies of each target" if config.denoising_queries else ""),
+            "averaged weights": f"decay {args.ema:g}" if args.ema else "yes" if settings.averages_weights else "no",
             "precision": "bf16" if settings.bf16 else "fp16" if settings.fp16 else "fp32",
             "bad boxes": args.on_bad_box + (f", {bad} found" if (bad := _bad_boxes(report)) else ""),
             "best epoch by": f"COCO AP on {splits.names[1]}",

@@ -234,6 +234,7 @@ def make_trainer(
         weight_decay=args.weight_decay,
         max_grad_norm=args.clip,
         lr_drop_at=args.lr_drop_at if 0 < args.lr_drop_at < 1 else None,
+        recipe=args.recipe,
         ema_decay=args.ema,
         early_stopping_patience=args.patience,
         on_bad_box=args.on_bad_box,

@@ -68,7 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lr-drop-at", type=fraction, default=2 / 3, metavar="SHARE", help="then rates / 10 (default 2/3; 1: never)"
     )
     training.add_argument("--clip", type=above_zero, default=0.1, metavar="NORM", help="of the gradient (default 0.1)")
-    training.add_argument("--ema", type=fraction, metavar="DECAY", help="average the weights, such as 0.9997")
+    training.add_argument(
+        "--recipe", choices=("paper", "fast"), default="fast",
+        help="fast (default): with help in training that leaves a plain DETR, see docs/results.md; paper: without",
+    )  # fmt: skip
+    training.add_argument(
+        "--ema", type=fraction, metavar="DECAY", help="average the weights, such as 0.9997; 0: not, whatever the recipe"
+    )
     training.add_argument("--patience", type=positive, metavar="EPOCHS", help="stop when AP grows no more")
     training.add_argument("--augment", choices=("paper", "none"), default="paper", help="flips, sizes and crops")
     training.add_argument(
@@ -97,7 +103,11 @@ def run(args: argparse.Namespace) -> int:
     if args.model:
         check_model_source(args.model)
     check_run_folder(args)
+    return train(args)
 
+
+def train(args: argparse.Namespace) -> int:
+    """The run itself, with arguments that are known to go together."""
     from hf_detr.training import last_checkpoint
 
     from ._run_folder import write_run_folder

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from ..data.bad_boxes import ON_BAD_BOX
+from .recipes import RECIPES, averages_weights
 
 
 @dataclass
@@ -19,11 +20,15 @@ class DetrTrainingArguments(TrainingArguments):
     `load_best_model_at_end` is turned off.
 
     Fields of this class:
+        recipe: "paper", or "fast" for the best combination of training-only help that was measured (docs/results.md);
+            None leaves the model as its configuration says. What it sets, the next four fields can set otherwise.
+        denoising_queries, query_groups, iou_aware_labels: as in `DetrConfig`; None: as the recipe says.
         backbone_learning_rate: of all parameters of the backbone that train.
         lr_drop_at: the share of the training, in (0, 1), after which all rates fall to a tenth; None for never. Only
             with `lr_scheduler_type` "constant" or "constant_with_warmup"; other schedules are as in Transformers.
         ema_decay: in (0, 1), such as 0.9997: an exponential moving average of the weights is kept, and is what is
-            evaluated, saved and left in the model. None for none.
+            evaluated, saved and left in the model. 0 for none. None: as the recipe says; the one of "fast" averages
+            over a share of the steps so far (see `WeightAverage`).
         early_stopping_patience: stop after so many evaluations in a row without a better `metric_for_best_model`.
         early_stopping_threshold: what counts as better, in units of the metric.
         on_bad_box: what to do with boxes that are not finite, have no area or leave their image: "error" (before the
@@ -46,6 +51,10 @@ class DetrTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="constant", metadata={"help": "See also lr_drop_at."})
     lr_drop_at: float | None = field(default=2 / 3, metadata={"help": "Share of the training before rates / 10."})
 
+    recipe: str | None = field(default=None, metadata={"help": f"One of {', '.join(RECIPES)}."})
+    denoising_queries: int | None = field(default=None, metadata={"help": "Noised copies of each target."})
+    query_groups: int | None = field(default=None, metadata={"help": "Groups of object queries, matched each."})
+    iou_aware_labels: bool | None = field(default=None, metadata={"help": "Class targets follow the boxes' IoU."})
     ema_decay: float | None = field(default=None, metadata={"help": "Average the weights, with this decay a step."})
     early_stopping_patience: int | None = field(default=None, metadata={"help": "Evaluations without a better AP."})
     early_stopping_threshold: float = field(default=0.0, metadata={"help": "By how much AP must be better."})
@@ -71,6 +80,11 @@ class DetrTrainingArguments(TrainingArguments):
     # every parameter takes part in every step; looking for unused ones costs a walk through the graph
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "See PyTorch."})
 
+    @property
+    def averages_weights(self) -> bool:
+        """Whether a moving average of the weights is kept."""
+        return averages_weights(self.recipe, self.ema_decay)
+
     def __post_init__(self):
         _check(self)
         if "no" in (_text(self.eval_strategy), _text(self.save_strategy)):
@@ -89,10 +103,12 @@ def _check(args: DetrTrainingArguments) -> None:
         )
     if not args.backbone_learning_rate >= 0:
         raise ValueError(f"backbone_learning_rate={args.backbone_learning_rate!r} is not a number of at least 0.")
-    for name in ("lr_drop_at", "ema_decay"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < 1:
-            raise ValueError(f"{name}={value!r} is not between 0 and 1; None turns it off.")
+    if args.lr_drop_at is not None and not 0 < args.lr_drop_at < 1:
+        raise ValueError(f"lr_drop_at={args.lr_drop_at!r} is not between 0 and 1; None turns it off.")
+    if args.ema_decay is not None and not 0 <= args.ema_decay < 1:
+        raise ValueError(f"ema_decay={args.ema_decay!r} is not between 0 and 1; 0 turns it off.")
+    if args.recipe not in (None, *RECIPES):
+        raise ValueError(f"recipe={args.recipe!r} is none of {', '.join(map(repr, RECIPES))}.")
     if args.early_stopping_patience is not None:
         if args.early_stopping_patience < 1:
             raise ValueError(

@@ -18,10 +18,11 @@ from ..evaluation import CocoEvaluator
 from .arguments import DetrTrainingArguments
 from .average import WeightAverage
 from .callbacks import EarlyStopping, UpdateAverage
-from .checkpoint_folders import TRAINED_WEIGHTS, is_whole, last_checkpoint
+from .checkpoint_folders import TRAINED_WEIGHTS, TRAINING_QUERIES, is_whole, last_checkpoint
 from .health import QueryCollapse, warn_if_not_finite
 from .losses import IntervalLosses
 from .optimizer import parameter_groups
+from .recipes import MODEL_SETTINGS, apply_recipe
 from .rows import check_is_transformed, class_problem, count_rows, mended, raw_rows, transform_of
 from .samples import EpochOrder, ReproducibleSamples, ShareOfBatches
 from .trainer_evaluation import EvaluationMixin
@@ -44,6 +45,7 @@ class DetrTrainer(EvaluationMixin, Trainer):
           `CocoEvaluator`. Targets are the data set's own rows where there are any, so crowds count as COCO has it;
         - random augmentation that follows from seed, epoch and image, so that a resumed run is the same run;
           `train(resume_from_checkpoint=True)` takes the newest whole checkpoint;
+        - recipes: "paper", and "fast" with help in training that leaves a plain DETR (see `DetrTrainingArguments`);
         - an average of the weights, early stopping, a look at every box before the first step.
 
     `data_collator` is by default a `DetectionCollator`, `processing_class` the processor of the transform. `predict`
@@ -106,6 +108,8 @@ class DetrTrainer(EvaluationMixin, Trainer):
                 f"{args.n_gpu} GPUs in one process: nn.DataParallel cannot divide lists of labels. Start a process a "
                 f"GPU, `accelerate launch --num_processes {args.n_gpu} ...`, or choose one, CUDA_VISIBLE_DEVICES=0."
             )
+        if model is not None:
+            self._apply_recipe(model, args)
         named = {"train_dataset": train_dataset}
         named |= (
             {f"eval_dataset[{key!r}]": one for key, one in eval_dataset.items()}
@@ -137,12 +141,22 @@ class DetrTrainer(EvaluationMixin, Trainer):
             **options,
         )
         self.model_accepts_loss_kwargs = True  # the losses are shares of the step's already
-        if args.ema_decay is not None:
+        if args.averages_weights:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise ValueError("ema_decay needs whole weights in each process; leave it out with FSDP or DeepSpeed.")
+                raise ValueError("ema_decay needs whole weights in each process; set it to 0 with FSDP or DeepSpeed.")
             self.add_callback(UpdateAverage(lambda: self._average))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold))
+
+    @staticmethod
+    def _apply_recipe(model: nn.Module, args: DetrTrainingArguments) -> None:
+        apply_recipe(model, args.recipe, **{name: getattr(args, name) for name in MODEL_SETTINGS})
+
+    def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As in Transformers, with the recipe applied to what it makes."""
+        model = super().call_model_init(*args, **kwargs)
+        self._apply_recipe(model, self.args)
+        return model
 
     @staticmethod
     def _checked(name: str, dataset: Any, model: nn.Module | None, args: DetrTrainingArguments) -> Any:
@@ -309,7 +323,7 @@ class DetrTrainer(EvaluationMixin, Trainer):
         if resume_from_checkpoint:
             resume_from_checkpoint = str(resume_from_checkpoint)
         self._losses.clear()
-        if self.args.ema_decay is not None:
+        if self.args.averages_weights:
             if self.model_init is not None:
                 raise ValueError("ema_decay averages one model; give the trainer a model, not model_init.")
             self._average = WeightAverage(self.model, self.args.ema_decay)
@@ -344,9 +358,11 @@ class DetrTrainer(EvaluationMixin, Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """The last thing saved but for the state of the trainer, which tells a whole checkpoint."""
         super()._save_rng_state(output_dir)
-        if self._average is not None and self.args.should_save:
-            weights = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
-            save_file(weights, Path(output_dir) / TRAINED_WEIGHTS)
+        whole, queries = self._average is not None, getattr(self.model, "training_queries", None)
+        if self.args.should_save and (whole or queries is not None):
+            part, file = (self.model, TRAINED_WEIGHTS) if whole else (queries, TRAINING_QUERIES)
+            weights = {name: tensor.contiguous() for name, tensor in part.state_dict().items()}
+            save_file(weights, Path(output_dir) / file)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -354,10 +370,18 @@ class DetrTrainer(EvaluationMixin, Trainer):
         if trained.exists() != (self._average is not None):
             was = "with" if trained.exists() else "without"
             raise ValueError(f"{resume_from_checkpoint} was saved {was} ema_decay; resume {was} it.")
+        queries, saved = getattr(self.model, "training_queries", None), Path(resume_from_checkpoint) / TRAINING_QUERIES
+        if self._average is None and saved.exists() != (queries is not None):
+            was = "with" if saved.exists() else "without"
+            raise ValueError(
+                f"{resume_from_checkpoint} was saved {was} denoising or query groups; resume {was} them (see recipe)."
+            )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._average is not None:
             self._average.restart(self.model)
             self.model.load_state_dict(load_file(trained))
+        elif queries is not None:
+            queries.load_state_dict(load_file(saved))
 
     def _share_norm_statistics(self) -> None:
         """Live batch norms see each process's images only; everyone takes the first process's, which are saved."""

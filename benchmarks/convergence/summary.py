@@ -1,0 +1,86 @@
+"""The table and the picture of a time-to-AP file."""
+
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+
+
+def table(told: dict) -> str:
+    """AP at a quarter, a half and all of the time, mean (least to most) over the seeds, and what a step costs."""
+    minutes = told["minutes"]
+    head = ["contestant", "seeds", "ms a step", "images", f"AP at {minutes / 4:g} min", f"{minutes / 2:g} min"]
+    head += [f"{minutes:g} min", "AP50", "to stock's best"]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    best = _best_of_stock(told)
+    for name, seeds in told["runs"].items():
+        runs = list(seeds.values())
+        cells = [name, str(len(runs)), f"{mean(run['ms_per_step'] for run in runs):.0f}"]
+        cells.append(f"{mean(run['images'] for run in runs):,.0f}")
+        cells += [_spread([_at(run, share, "map") for run in runs]) for share in (0.25, 0.5, 1)]
+        cells.append(_spread([_at(run, 1, "map_50") for run in runs]))
+        cells.append(_reached(runs, best, minutes))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _best_of_stock(told: dict) -> float | None:
+    """The best mean AP that a contestant of stock ends with."""
+    ends = [
+        mean(_at(run, 1, "map") for run in seeds.values())
+        for name, seeds in told["runs"].items()
+        if name.startswith("stock")
+    ]
+    return max(ends, default=None)
+
+
+def _reached(runs: list[dict], best: float | None, minutes: float) -> str:
+    """After what share of the time the mean curve reaches `best`; between two evaluations, as on a straight line."""
+    if best is None:
+        return ""
+    points = [(0.0, 0.0)]
+    for index in range(len(runs[0]["curve"])):
+        seconds = mean(run["curve"][index]["seconds"] for run in runs)
+        points.append((seconds / (60 * minutes), mean(run["curve"][index]["map"] for run in runs)))
+    for (before, low), (after, high) in pairwise(points):
+        if high >= best:
+            return f"{before + (after - before) * (best - low) / max(high - low, 1e-9):.2f} of the time"
+    return "not reached"
+
+
+def _at(run: dict, share: float, name: str) -> float:
+    curve = run["curve"]
+    return curve[round(share * len(curve)) - 1][name]
+
+
+def _spread(values: list[float]) -> str:
+    middle = f"{100 * mean(values):.1f}"
+    return middle if len(values) == 1 else f"{middle} ({100 * min(values):.1f} to {100 * max(values):.1f})"
+
+
+def plot(told: dict, path: Path) -> None:
+    """AP against minutes and against images: a line for each seed's mean, a band from least to most."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
+    for name, seeds in told["runs"].items():
+        runs = list(seeds.values())
+        ap = list(zip(*[[100 * point["map"] for point in run["curve"]] for run in runs], strict=True))
+        for axis, value in zip(axes, ("minutes", "images"), strict=True):
+            along = [
+                [p["seconds"] / 60 if value == "minutes" else p["steps"] * run["images"] / run["curve"][-1]["steps"]
+                 for p in run["curve"]] for run in runs
+            ]  # fmt: skip
+            x = [mean(column) for column in zip(*along, strict=True)]
+            (line,) = axis.plot(x, [mean(column) for column in ap], marker="o", markersize=3, label=name)
+            axis.fill_between(x, [min(c) for c in ap], [max(c) for c in ap], alpha=0.15, color=line.get_color())
+    axes[0].set(xlabel="minutes of training", ylabel="COCO AP on unseen pictures", title=told["case"])
+    axes[1].set(xlabel="images seen")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.set_ylim(bottom=0)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,67 @@
+"""Two ways to train the same DETR: as in the paper, and with everything found to make it converge sooner.
+
+Neither changes what the model computes at inference: both leave a plain DETR. What each help is worth was measured; see
+docs/results.md.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Values for what the user leaves open.
+
+    Attributes:
+        denoising_queries, query_groups, iou_aware_labels: as in `DetrConfig`.
+        averages: keep a moving average of the weights, over a share of the steps so far; see `WeightAverage`.
+    """
+
+    denoising_queries: int = 0
+    query_groups: int = 1
+    iou_aware_labels: bool = False
+    averages: bool = False
+
+
+RECIPES = {
+    "paper": Recipe(),
+    "fast": Recipe(denoising_queries=3, averages=True),
+}
+# What a recipe says about the model, and a user may say otherwise.
+MODEL_SETTINGS = ("denoising_queries", "query_groups", "iou_aware_labels")
+
+
+def apply_recipe(model: nn.Module, recipe: str | None, **wishes: Any) -> dict[str, Any]:
+    """Sets the model's training-only help: by `wishes` (names of `MODEL_SETTINGS`; None: not wished) before the recipe
+    before what its configuration says. Call it before the optimizer is made. Returns what holds now.
+
+    Raises ValueError for unknown recipes and impossible numbers, TypeError for a model without such help that should
+    have some.
+    """
+    if recipe is not None and recipe not in RECIPES:
+        raise ValueError(f"recipe={recipe!r} is none of {', '.join(map(repr, RECIPES))}, or None for the model's own.")
+    wanted = {} if recipe is None else {name: getattr(RECIPES[recipe], name) for name in MODEL_SETTINGS}
+    wanted |= {name: value for name, value in wishes.items() if value is not None}
+    config = model.config
+    if not hasattr(model, "set_training_queries"):
+        asked = {name: value for name, value in wanted.items() if value != getattr(Recipe(), name)}
+        if asked:
+            raise TypeError(
+                f"{type(model).__name__} has no training queries, so {asked} cannot be; use recipe='paper'."
+            )
+        return {}
+    queries = {name: wanted[name] for name in ("denoising_queries", "query_groups") if name in wanted}
+    if any(getattr(config, name) != value for name, value in queries.items()):
+        model.set_training_queries(**queries)
+    if "iou_aware_labels" in wanted:
+        config.iou_aware_labels = wanted["iou_aware_labels"]
+    return {name: getattr(config, name) for name in MODEL_SETTINGS}
+
+
+def averages_weights(recipe: str | None, ema_decay: float | None) -> bool:
+    """Whether a moving average is kept: as the user wishes (0 for none), else as the recipe says."""
+    if ema_decay is not None:
+        return ema_decay > 0
+    return recipe is not None and RECIPES[recipe].averages
