@@ -11,7 +11,7 @@ INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python
 
 help:
 	@echo "make setup        a virtual environment in $(VENV) with everything"
-	@echo "make demo         trains a small DETR on generated scenes, prints COCO AP, writes a picture"
+	@echo "make demo         fine-tunes a small DETR on generated scenes, prints AP before and after"
 	@echo "make test         lint and tests"
 	@echo "make test-slow    the tests that take minutes"
 	@echo "make test-oldest  the tests against the oldest supported transformers and torch"

@@ -7,19 +7,20 @@ gives a finished model; the exported weights are the moving average of the last 
 """
 
 import argparse
-import copy
-import json
 import math
 import time
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from tqdm.auto import tqdm
 
 from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor
+from hf_detr.checkpoints.model_card import model_card
 from hf_detr.data.digits import digit_scenes
 from hf_detr.data.schema import id2label
 from hf_detr.training import evaluate_model
+from hf_detr.training.average import WeightAverage
 
 IMAGE_SIZE = 96
 
@@ -73,7 +74,7 @@ def main() -> None:
     train, test = digit_scenes(args.scenes, IMAGE_SIZE), digit_scenes(500, IMAGE_SIZE, seed=1, split="test")
     pixels, labels = prepare(processor, train)
     model = make_model(id2label(train)).to(args.device, memory_format=torch.channels_last).train()
-    average = copy.deepcopy(model).eval()
+    average = WeightAverage(model, decay=0.998)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=1e-4)
 
     start, step, order, seen = time.monotonic(), 0, torch.empty(0, dtype=torch.int64), 0.0
@@ -93,10 +94,7 @@ def main() -> None:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            with torch.no_grad():
-                keep = min(0.998, step / (step + 10))
-                for mean, now in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-                    mean.lerp_(now, 1 - keep)
+            average.update(model, step + 1)
             step += 1
             if step % 100 == 0:
                 seen = loss.item()
@@ -104,25 +102,42 @@ def main() -> None:
             bar.set_postfix(step=step, loss=f"{seen:.2f}", refresh=False)
             bar.refresh()
 
-    evaluator = evaluate_model(average, processor, test, batch_size=64)
-    numbers = evaluator.compute()
-    print(evaluator.table())
-    average.save_pretrained(args.output)
-    processor.save_pretrained(args.output)
     facts = {
-        "minutes": args.minutes,
-        "steps": step,
-        "scenes": args.scenes,
-        "batch_size": args.batch_size,
-        "learning_rate": args.learning_rate,
-        "threads": torch.get_num_threads(),
-        "map": numbers["map"],
-        "map_50": numbers["map_50"],
-        "map_75": numbers["map_75"],
-        "test_scenes": len(test),
+        "minutes": f"{args.minutes:g} minutes on {args.device}, {torch.get_num_threads()} thread(s)",
+        "steps": f"{step:,}, {step / (time.monotonic() - start):.1f} a second",
+        "images a step": args.batch_size,
+        "optimizer": f"AdamW {args.learning_rate:g}, cosine to 0, gradients clipped at 1",
+        "training-only help": f"{model.config.denoising_queries} noised copies of each object, averaged weights",
     }
-    (args.output / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
-    print(json.dumps(facts))
+    write(average.model, processor, args.output, facts, test, num_train=len(train))
+
+
+def write(model, processor, folder: Path, recipe: dict, test: Dataset, num_train: int) -> None:
+    """Evaluates the model, and writes it with its processor and a card that says how it was trained and how it does."""
+    evaluator = evaluate_model(model, processor, test, batch_size=64)
+    print(evaluator.table())
+    model.set_training_queries(denoising_queries=0)  # whoever fine-tunes it chooses
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    config = model.config
+    facts = {
+        "name": "tiny",
+        "dataset": {
+            "name": "generated scenes of handwritten digits (hf_detr.digit_scenes)",
+            "classes": list(config.id2label.values()),
+            "splits": {"train": {"images": num_train}, "test": {"images": len(test)}},
+        },
+        "model": {
+            "backbone": f"{config.backbone_config.backbone}, from random weights, live norms",
+            "encoder and decoder layers": f"{config.encoder_layers} + {config.decoder_layers}",
+            "width": config.d_model,
+            "queries": config.num_queries,
+            "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        },
+        "recipe": {"script": "examples/train_tiny_checkpoint.py", **recipe},
+        "evaluation": {"split": "test", "metrics": evaluator.compute()},
+    }
+    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
 
 
 if __name__ == "__main__":

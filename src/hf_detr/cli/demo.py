@@ -22,14 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="the run folder")
     parser.add_argument("--scenes", type=positive, default=600, metavar="N", help="generated pictures to train on")
-    parser.add_argument("--epochs", type=positive, default=20, metavar="N", help="passes over them")
+    parser.add_argument("--epochs", type=positive, default=15, metavar="N", help="passes over them")
     parser.add_argument("--seed", type=counting, default=0, metavar="N", help="of scenes, weights and order")
 
 
 def run(args: argparse.Namespace) -> int:
     """Generates, evaluates, trains, evaluates again; 0, or 1 if AP50 stays below 0.8. ValueError for a folder that
     holds another run."""
-    from datasets import DatasetDict  # here, so that `hf-detr --help` does not wait for it
+    import torch  # here, so that `hf-detr --help` does not wait for it
+    from datasets import DatasetDict
 
     from ..data.schema import id2label
     from ..data.shapes import shape_scenes
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     )
     splits.save_to_disk(data)
 
+    torch.manual_seed(args.seed)
     model = DetrForObjectDetection.from_pretrained(tiny_checkpoint(), id2label=id2label(splits["train"]))
     processor = DetrImageProcessor.from_pretrained(tiny_checkpoint())
     before = evaluate_model(model, processor, splits["test"], batch_size=32).compute()
