@@ -1,6 +1,7 @@
 """DetrTrainer on one process: losses, optimizer, evaluation, the best checkpoint, the average, early stopping."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from transformers import TrainerCallback
 
 from hf_detr import DetrForObjectDetection
 from hf_detr.evaluation import CocoEvaluator
-from hf_detr.training import evaluate_model
+from hf_detr.training import DetrTrainer, evaluate_model
 
-from .conftest import PROCESSOR, model, scenes, training_log
+from .conftest import PROCESSOR, arguments, model, scenes, training_log, transformed
 
 
 def _gradients(trainer, monkeypatch) -> list[torch.Tensor]:
@@ -210,3 +211,33 @@ def test_batches_of_like_shape_hold_every_image_once(make_trainer):
     trainer = make_trainer(rows=rows, group_by_aspect_ratio=True)
     ids = [int(label["image_id"]) for batch in trainer.get_train_dataloader() for label in batch["labels"]]
     assert sorted(ids) == rows["image_id"][:]
+
+
+class _Slow:
+    """Rows that take their time."""
+
+    def __init__(self, dataset, seconds: float):
+        self.dataset, self.seconds = dataset, seconds
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        time.sleep(self.seconds)
+        return self.dataset[index]
+
+
+def test_the_time_that_the_model_waited_for_data_is_known(tmp_path):
+    shares = []
+    for seconds in (0.0, 0.3):
+        trainer = DetrTrainer(
+            model(), arguments(tmp_path, eval_strategy="no"), train_dataset=_Slow(transformed(scenes(8)), seconds)
+        )
+        result = trainer.train()
+        assert result.metrics["train_data_wait_share"] == trainer.data_wait_share
+        shares.append(trainer.data_wait_share)
+    assert 0 < shares[0] < shares[1] <= 1
+    assert shares[1] > 0.5  # 8 x 0.3 s of sleep beside four quick steps

@@ -1,5 +1,6 @@
 """Pictures in, detections and drawings out, with reading, computing and drawing at the same time."""
 
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,7 @@ class Predictor:
 
     def __init__(self, model: DetrForObjectDetection, processor: DetrImageProcessor, threshold: float):
         self.model, self.processor, self.threshold = model, processor, threshold
+        self.waited_s = 0.0  # how long the model stood still because the next pictures were not there yet
 
     def __call__(
         self, files: Sequence[Path], batch_size: int, threads: int
@@ -41,7 +43,13 @@ class Predictor:
                 else:
                     yield index, picture, pixel_values
 
-        for batch in same_size_batches(readable(), batch_size, lambda item: item[2].shape):
+        batches = same_size_batches(readable(), batch_size, lambda item: item[2].shape)
+        while True:
+            begun = time.perf_counter()
+            batch = next(batches, None)
+            self.waited_s += time.perf_counter() - begun
+            if batch is None:
+                break
             yield from self._detect(batch)
             while unreadable:
                 yield (*unreadable.pop(), None)

@@ -48,6 +48,7 @@ def write_run_folder(
         "steps": trainer.state.global_step,
         "best_checkpoint": trainer.state.best_model_checkpoint,
         "train_seconds": seconds,
+        "data_wait_share": trainer.data_wait_share,
         "settings": {name: _without_folders(name, value) for name, value in settings_of(args).items()},
         "versions": _versions(),
         "history": history,
@@ -58,6 +59,7 @@ def write_run_folder(
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
 
     print(f"\n{folder} on split {splits.names[2]!r}\n\n{table}\n")
+    print(f"while training, the model waited for data {100 * (trainer.data_wait_share or 0):.1f}% of the time")
     print(f"written: {folder} (model, processor, metrics.json, curves.png, predictions.png, README.md)")
     print(f"try it:  hf-detr predict {folder} PICTURES")
     if args.push_to_hub:

@@ -241,6 +241,7 @@ def make_trainer(
         **({} if args.eval_every == 1 else {"eval_strategy": "steps", "eval_steps": steps * args.eval_every}),
         **({} if args.eval_every == 1 else {"save_strategy": "steps", "save_steps": steps * args.eval_every}),
         on_bad_box=args.on_bad_box,
+        group_by_aspect_ratio=True,
         seed=args.seed,
         bf16=precision == "bf16",
         fp16=precision == "fp16",

@@ -76,16 +76,23 @@ def run(args: argparse.Namespace) -> int:
     rows = [row for index in sorted(rows_of) for row in rows_of[index]]
     results = args.output / "predictions.json"
     results.write_text("[" + ",".join("\n" + json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
-    print(_summary(rows, list(map(len, rows_of.values())), skipped, time.perf_counter() - started, args))
+    print(
+        _summary(
+            rows, list(map(len, rows_of.values())), skipped, time.perf_counter() - started, predictor.waited_s, args
+        )
+    )
     return 1 if skipped else 0
 
 
-def _summary(rows: list, counts: list[int], skipped: list[str], seconds: float, args: argparse.Namespace) -> str:
+def _summary(
+    rows: list, counts: list[int], skipped: list[str], seconds: float, waited_s: float, args: argparse.Namespace
+) -> str:
     from ._running import aligned
 
     speed = f"{len(counts) / seconds:.1f} a second" if seconds > 0 else ""
     lines = [
         f"{len(counts):,} pictures, {sum(map(bool, counts)):,} of them with objects; {speed}",
+        f"the model waited for pictures {100 * waited_s / max(seconds, 1e-9):.1f}% of the time",
         f"{len(rows):,} objects of a score above {args.threshold:g}",
     ]
     if rows:

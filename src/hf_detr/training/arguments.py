@@ -76,6 +76,7 @@ class DetrTrainingArguments(TrainingArguments):
     # Transformers would look at every step's loss on the host, and leave bad ones out of the mean without a word
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave NaN out of logged losses."})
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that load images, for each device."})
+    dataloader_persistent_workers: bool = field(default=True, metadata={"help": "Keep the workers between epochs."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False: the image would go."})
     # every parameter takes part in every step; looking for unused ones costs a walk through the graph
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "See PyTorch."})

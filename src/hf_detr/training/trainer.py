@@ -1,5 +1,6 @@
 """DetrTrainer: Transformers' Trainer, with DETR's optimizer, counting, evaluation and care for the data."""
 
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class DetrTrainer(EvaluationMixin, Trainer):
         - random augmentation that follows from seed, epoch and image, so that a resumed run is the same run;
           `train(resume_from_checkpoint=True)` takes the newest whole checkpoint;
         - recipes: "paper", and "fast" with help in training that leaves a plain DETR (see `DetrTrainingArguments`);
+        - `data_wait_share`, after `train()`: the share of the time, evaluation not counted, that the model stood still
+          because its next batch was not there yet; also in the metrics, as `train_data_wait_share`;
         - an average of the weights, early stopping, a look at every box before the first step.
 
     `data_collator` is by default a `DetectionCollator`, `processing_class` the processor of the transform. `predict`
@@ -127,6 +130,8 @@ class DetrTrainer(EvaluationMixin, Trainer):
             processing_class = next((one.processor for one in transforms if one is not None), None)
 
         self.evaluator: CocoEvaluator | None = None
+        self.data_wait_share: float | None = None
+        self._waited_s = self._evaluated_s = 0.0
         self._average: WeightAverage | None = None
         self._losses = IntervalLosses()
         self._num_images_in_step: torch.Tensor | int | None = None
@@ -202,8 +207,16 @@ class DetrTrainer(EvaluationMixin, Trainer):
         batch_size = self._train_batch_size
         samples = ReproducibleSamples(self.train_dataset, args.seed if args.data_seed is None else args.data_seed)
         order = EpochOrder(samples, strategy == "random", sizes_hw, batch_size)
-        return self.accelerator.prepare(self._loader(samples, batch_size=batch_size, sampler=order,
-                                                     drop_last=args.dataloader_drop_last))  # fmt: skip
+        # workers that start anew with each epoch would keep the model waiting for them
+        keep = args.dataloader_persistent_workers and args.dataloader_num_workers > 0
+        loader = self._loader(
+            samples,
+            batch_size=batch_size,
+            sampler=order,
+            drop_last=args.dataloader_drop_last,
+            persistent_workers=keep,
+        )
+        return self.accelerator.prepare(loader)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """This process's share of `eval_dataset` (a data set, the name of one of several, or None for the trainer's);
@@ -235,14 +248,15 @@ class DetrTrainer(EvaluationMixin, Trainer):
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and torch.accelerator.is_available(),
-            persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             **options,
         )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The batches of an optimizer step, and its boxes over all of them and all processes."""
+        begun = time.perf_counter()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self._waited_s += time.perf_counter() - begun
         if any("labels" not in batch for batch in batches):
             raise ValueError("train_dataset: its rows have no labels; keep the column 'objects'.")
         labels = [label for batch in batches for label in batch["labels"]]
@@ -323,6 +337,7 @@ class DetrTrainer(EvaluationMixin, Trainer):
         if resume_from_checkpoint:
             resume_from_checkpoint = str(resume_from_checkpoint)
         self._losses.clear()
+        self._waited_s = self._evaluated_s = 0.0
         if self.args.averages_weights:
             if self.model_init is not None:
                 raise ValueError("ema_decay averages one model; give the trainer a model, not model_init.")
@@ -333,7 +348,17 @@ class DetrTrainer(EvaluationMixin, Trainer):
                 self.model.load_state_dict(self._average.model.state_dict())
             self._average = None
         self._last_predictions = None
+        seconds = result.metrics["train_runtime"] - self._evaluated_s
+        self.data_wait_share = min(1.0, self._waited_s / max(seconds, 1e-9))
+        result.metrics["train_data_wait_share"] = self.data_wait_share
         return result
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in Transformers."""
+        begun = time.perf_counter()
+        metrics = super().evaluate(*args, **kwargs)
+        self._evaluated_s += time.perf_counter() - begun
+        return metrics
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """With the training's loss, also its parts; and a warning where the numbers say that it has gone wrong."""
