@@ -142,6 +142,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         num_images_in_batch: Tensor | int | None = None,
+        num_matched_in_batch: Tensor | int | None = None,
     ) -> DetrObjectDetectionOutput | tuple[Tensor, ...]:
         """Images to detections, and to the loss where there are labels.
 
@@ -149,7 +150,8 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             labels: one dict per image: `class_labels` (T,) int64 in [0, C), and `boxes` (T, 4) (centre x, centre y,
                 width, height) in [0, 1] of the visible image. T may be 0. The image processor makes them.
             num_items_in_batch: the *boxes* of the whole optimizer step where several forward passes make one.
-            num_images_in_batch: its images; see `loss.detection_loss`.
+            num_images_in_batch, num_matched_in_batch: its images, and those of its boxes that have a query; see
+                `loss.detection_loss`.
             pixel_values and others: see `DetrModel.forward`.
 
         Raises:
@@ -196,6 +198,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
                 eos_coefficient=config.eos_coefficient,
                 num_items_in_batch=num_items_in_batch,
                 num_images_in_batch=num_images_in_batch,
+                num_matched_in_batch=num_matched_in_batch,
             )
             if extra_queries is not None:  # what follows speaks of the object queries
                 outputs = _without_extra_queries(outputs, config.num_queries)

@@ -76,6 +76,17 @@ def test_accumulated_micro_batches_are_one_batch():
     assert torch.allclose(flat_gradient(model), gradient, atol=1e-7, rtol=1e-4)
 
 
+def test_micro_batches_with_more_objects_than_queries_are_one_batch():
+    sizes = (12, 1, 30, 2)  # of 9 queries an image
+    model = small_model(**NO_DROPOUT).double().train()
+    pixel_values, labels = images(*[(64, 64)] * 4)[0].double(), targets(*sizes)
+    whole = model(pixel_values, labels=labels).loss
+    matched = sum(min(size, model.config.num_queries) for size in sizes)
+    counts = {"num_items_in_batch": sum(sizes), "num_images_in_batch": 4, "num_matched_in_batch": matched}
+    parts = [model(pixel_values[i : i + 1], labels=labels[i : i + 1], **counts).loss for i in range(4)]
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-9)
+
+
 def test_num_items_in_batch_counts_boxes():
     model = small_model(**NO_DROPOUT)
     inputs = {"pixel_values": images((64, 64))[0], "labels": targets(3)}

@@ -49,6 +49,7 @@ def detection_loss(
     eos_coefficient: float = 0.1,
     num_items_in_batch: Tensor | int | None = None,
     num_images_in_batch: Tensor | int | None = None,
+    num_matched_in_batch: Tensor | int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum to train on, and its parts.
 
@@ -65,6 +66,8 @@ def detection_loss(
             more than this one forward pass. The losses of the passes then add up to the step's.
         num_images_in_batch: the images of that step, for the classification. Left out, they are taken to be as many as
             the objects suggest.
+        num_matched_in_batch: the objects of that step that have a query: of each image no more than Q. Left out, they
+            are taken to be as large a share of the objects as in this pass.
 
     Returns:
         the loss, and a dict of `loss_ce`, `loss_bbox`, `loss_giou` (unweighted), `cardinality_error` and `class_error`
@@ -90,7 +93,13 @@ def detection_loss(
         matched_boxes = _groups_as_layers(boxes_cxcywh, num_queries, query_groups)
         matches = match(matched_logits, matched_boxes, targets, class_cost, bbox_cost, giou_cost)
         normalisers = count_normalisers(
-            targets, num_queries, eos_coefficient, logits.device, num_items_in_batch, num_images_in_batch
+            targets,
+            num_queries,
+            eos_coefficient,
+            logits.device,
+            num_items_in_batch,
+            num_images_in_batch,
+            num_matched_in_batch,
         )
         l1, giou_loss, overlap = _boxes(matched_boxes, targets, matches)
         ce = _classification(matched_logits, targets, matches, eos_coefficient, overlap if iou_aware_labels else None)
@@ -136,6 +145,7 @@ def count_normalisers(
     device: torch.device,
     num_items_in_batch: Tensor | int | None = None,
     num_images_in_batch: Tensor | int | None = None,
+    num_matched_in_batch: Tensor | int | None = None,
 ) -> Normalisers:
     """From counts the host knows: nothing of the predictions, and nothing is read back from the device.
 
@@ -146,7 +156,9 @@ def count_normalisers(
     if num_items_in_batch is not None:
         share = num_items_in_batch / num_boxes if num_boxes else 1.0  # how many passes like this one make the step
         images = num_images * share if num_images_in_batch is None else num_images_in_batch
-        matched_in_step = matched * share if num_boxes else num_items_in_batch
+        matched_in_step = num_matched_in_batch
+        if matched_in_step is None:
+            matched_in_step = matched * share if num_boxes else num_items_in_batch
         class_weights = matched_in_step + eos_coefficient * (images * num_queries - matched_in_step)
         return Normalisers(_at_least_one(num_items_in_batch), class_weights)
     class_weights = matched + eos_coefficient * (num_images * num_queries - matched)

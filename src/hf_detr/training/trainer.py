@@ -134,7 +134,7 @@ class DetrTrainer(EvaluationMixin, Trainer):
         self._waited_s = self._evaluated_s = 0.0
         self._average: WeightAverage | None = None
         self._losses = IntervalLosses()
-        self._num_images_in_step: torch.Tensor | int | None = None
+        self._counts_of_step: dict[str, torch.Tensor | int] = {}
         self._last_predictions: tuple[torch.Tensor, torch.Tensor] | None = None
         super().__init__(
             model,
@@ -260,10 +260,11 @@ class DetrTrainer(EvaluationMixin, Trainer):
         if any("labels" not in batch for batch in batches):
             raise ValueError("train_dataset: its rows have no labels; keep the column 'objects'.")
         labels = [label for batch in batches for label in batch["labels"]]
-        counts: Any = [sum(len(label["class_labels"]) for label in labels), len(labels)]
+        sizes, queries = [len(label["class_labels"]) for label in labels], self.model.config.num_queries
+        counts: Any = [sum(sizes), len(sizes), sum(min(size, queries) for size in sizes)]
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
-        self._num_images_in_step = counts[1]
+        self._counts_of_step = {"num_images_in_batch": counts[1], "num_matched_in_batch": counts[2]}
         self._losses.begin_step(len(batches))
         return batches, counts[0]
 
@@ -276,7 +277,7 @@ class DetrTrainer(EvaluationMixin, Trainer):
         because data parallelism averages gradients."""
         counts = {}
         if num_items_in_batch is not None:
-            counts = {"num_items_in_batch": num_items_in_batch, "num_images_in_batch": self._num_images_in_step}
+            counts = {"num_items_in_batch": num_items_in_batch, **self._counts_of_step}
         try:
             outputs = model(**inputs, **counts)
         except ValueError as error:
