@@ -7,12 +7,13 @@ STAMP = $(VENV)/.installed
 # also where Python is told to write no bytecode.
 INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python
 
-.PHONY: help setup demo test only-tests test-slow test-oldest lint format clean
+.PHONY: help setup demo bench test only-tests test-slow test-oldest lint format clean
 
 help:
 	@echo "make setup        a virtual environment in $(VENV) with everything"
 	@echo "make demo         fine-tunes a small DETR on generated scenes, prints AP before and after"
 	@echo "make test         lint and tests"
+	@echo "make bench        side by side with stock transformers: benchmarks/results, docs/performance.md"
 	@echo "make test-slow    the tests that take minutes"
 	@echo "make test-oldest  the tests against the oldest supported transformers and torch"
 	@echo "make format       ruff, in place"
@@ -34,6 +35,12 @@ lint: setup
 
 # Two processes of one thread each: half of the time is the start of commands that are tested from outside.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Some 20 minutes. ORIGINAL=DIR, a checkout of facebookresearch/detr, is measured as well.
+bench: setup
+	$(INSTALL) -e ".[test,bench]"
+	$(BIN)/python benchmarks/run.py $(if $(ORIGINAL),--original $(ORIGINAL))
+	$(BIN)/python benchmarks/report.py
 
 test: lint
 	$(PYTEST)
