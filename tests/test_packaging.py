@@ -23,7 +23,10 @@ image = Image.new("RGB", (120, 80), "grey")
 outputs = model(**processor(images=image, return_tensors="pt"))
 detections = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=[image.size[::-1]])
 assert len(detections[0]["boxes"]) == model.config.num_queries
-print("ok", hf_detr.__file__ if "hf_detr" in globals() else "")
+import hf_detr
+tiny = DetrForObjectDetection.from_pretrained(hf_detr.tiny_checkpoint())
+assert tiny.config.id2label[7] == "seven"
+print("ok", hf_detr.__file__)
 """
 
 
@@ -54,7 +57,8 @@ def test_the_wheel_alone_in_an_empty_environment_runs_the_readme_snippet(tmp_pat
     subprocess.run(build, check=True, capture_output=True, timeout=280)
     (wheel,) = tmp_path.glob("hf_detr-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "hf_detr/py.typed" in names
+    assert {"hf_detr/py.typed", "hf_detr/assets/tiny/model.safetensors"} <= set(names)
+    assert wheel.stat().st_size < 8e6
     assert not [name for name in names if name.startswith(("tests", "examples", "benchmarks"))]
 
     environment = tmp_path / "environment"
