@@ -6,38 +6,51 @@
     torchrun --nproc_per_node 2 examples/train_accelerate.py --digits 500 ...    # two processes without a GPU
     ... --resume                      # after an interruption: the same command once more
 
+It does what DetrTrainer does, in the open: losses divided by the counts of the whole optimizer step, COCO AP, the best
+epoch kept, an average of the weights (--ema), early stopping (--patience), exact resume. docs/fine-tuning.md has more.
+
 The output folder gets `best` (model and processor of the epoch with the highest AP, for `from_pretrained`),
-`history.json`, `curves.png`, and in `checkpoints` the last state to resume from.
+`history.json`, `curves.png`, and in `checkpoints` the last state to resume from. Machines must share it.
 """
 
 import argparse
 import json
 import shutil
 import time
+import warnings
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, broadcast, set_seed
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import broadcast, set_seed
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor
+from hf_detr import CocoEvaluator, DetrConfig, DetrForObjectDetection, DetrImageProcessor
 from hf_detr.data.collator import DetectionCollator
 from hf_detr.data.digits import digit_scenes
 from hf_detr.data.loading import load_detection_dataset
 from hf_detr.data.schema import id2label
 from hf_detr.data.transform import DetectionTransform, transform_dataset
 from hf_detr.training import evaluate_model, parameter_groups
+from hf_detr.training.average import WeightAverage
+from hf_detr.training.callbacks import evaluations_since_best
+from hf_detr.training.health import QueryCollapse, warn_if_not_finite
+from hf_detr.training.losses import IntervalLosses
+from hf_detr.training.recipes import RECIPES, apply_recipe, averages_weights
+from hf_detr.training.rows import count_rows
+from hf_detr.training.samples import EpochOrder, ReproducibleSamples
 from hf_detr.visualization import plot_curves
 
-LOSSES = ("loss", "loss_ce", "loss_bbox", "loss_giou")  # what the history holds; the parts are the last layer's
-APS = ("map", "map_50")
+# What a line says of an epoch; the history has every part of the loss, of every decoder layer.
+SHOWN = {name: (name, ".4g") for name in ("loss", "loss_ce", "loss_bbox", "loss_giou")}
+SHOWN |= {"eval_map": ("map", ".3f"), "eval_map_50": ("map_50", ".3f")}
 # What may differ when a run is resumed: everything else would make it another run.
-MAY_CHANGE = ("resume", "epochs", "output", "workers", "eval_every")
+MAY_CHANGE = ("resume", "epochs", "output", "workers", "eval_every", "patience")
 
 
 def positive(text: str) -> int:
@@ -63,6 +76,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     data.add_argument("--shortest-edge", type=positive, help="pixels; the checkpoint's or 800 unless given")
     data.add_argument("--longest-edge", type=positive, help="pixels; 1333 / 800 of the shortest unless given")
     data.add_argument("--augment", choices=("none", "paper"), default="paper", help="flips, sizes and crops")
+    data.add_argument("--group-by-aspect-ratio", action="store_true", help="batches of like shapes: less padding")
     data.add_argument("--workers", type=int, default=2, help="processes that load images, for each training process")
 
     model = parser.add_argument_group("model")
@@ -77,22 +91,23 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         model.add_argument("--ffn-dim", type=positive, default=2048),
         model.add_argument("--encoder-layers", type=int, default=6),
         model.add_argument("--decoder-layers", type=positive, default=6),
-        model.add_argument("--queries", type=positive, default=100, help="detections per image, at most"),
         model.add_argument("--dropout", type=float, default=0.1),
     ]
+    model.add_argument("--queries", type=positive, help="detections per image, at most; the checkpoint's, or 100")
 
     training = parser.add_argument_group("training (defaults are the paper's)")
     training.add_argument("--epochs", type=positive, default=300)
     training.add_argument("--batch-size", type=positive, default=2, help="images of one forward pass of one process")
-    training.add_argument(
-        "--gradient-accumulation", type=positive, default=1, metavar="K", help="forward passes of a step"
-    )
+    training.add_argument("--gradient-accumulation", type=positive, default=1, metavar="K", help="batches of a step")
     training.add_argument("--learning-rate", type=float, default=1e-4)
     training.add_argument("--backbone-learning-rate", type=float, default=1e-5)
     training.add_argument("--weight-decay", type=float, default=1e-4)
     training.add_argument("--lr-drop", type=positive, default=200, metavar="EPOCH", help="every so often, rates / 10")
     training.add_argument("--clip", type=float, default=0.1, help="largest norm of the gradient")
-    training.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
+    training.add_argument("--recipe", choices=tuple(RECIPES), default="paper", help="fast: denoising, averaged")
+    training.add_argument("--ema", type=float, metavar="DECAY", help="average the weights; 0: not, whatever the recipe")
+    training.add_argument("--patience", type=positive, metavar="N", help="stop after N evaluations without a better AP")
+    training.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), help="accelerate launch's unless given")
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--eval-every", type=positive, default=1, metavar="EPOCHS", help="and after the last")
     training.add_argument("--output", type=Path, required=True, metavar="DIR")
@@ -108,6 +123,8 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         parser.error(f"--longest-edge {args.longest_edge} is below --shortest-edge {args.shortest_edge}.")
     if not args.clip > 0:
         parser.error(f"--clip {args.clip} is not above 0; to clip nothing, pass inf.")
+    if args.ema is not None and not 0 <= args.ema < 1:
+        parser.error(f"--ema {args.ema} is not between 0 and 1; 0.9997 suits long runs, 0.99 short ones.")
     checkpoints = sorted((args.output / "checkpoints").glob("epoch-*"))
     if args.resume and not checkpoints:
         parser.error(f"--resume: there is no checkpoint in {args.output}/checkpoints; start without --resume.")
@@ -116,7 +133,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     return parser, args
 
 
-def load_data(args: argparse.Namespace):
+def load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
     """The rows to train on and the rows to evaluate on."""
     if args.digits:
         splits = {
@@ -129,6 +146,8 @@ def load_data(args: argparse.Namespace):
     for split in ("train", args.evaluate_on):
         if split not in splits:
             raise ValueError(f"the data has no split {split!r}, only {sorted(splits)}; choose by --evaluate-on.")
+        if not len(splits[split]):
+            raise ValueError(f"the split {split!r} of the data holds no image.")
     train, held_out = splits["train"], splits[args.evaluate_on]
     if args.limit:
         train, held_out = (rows.select(range(min(args.limit, len(rows)))) for rows in (train, held_out))
@@ -143,8 +162,11 @@ def make_model(args: argparse.Namespace, names: dict[int, str]) -> tuple[DetrFor
         size = {"size": {"shortest_edge": args.shortest_edge, "longest_edge": longest}}
     if args.checkpoint:
         processor = DetrImageProcessor.from_pretrained(args.checkpoint, **size)
-        # the class head keeps "no object" and the classes whose names match; others start afresh
-        model = DetrForObjectDetection.from_pretrained(args.checkpoint, **classes)
+        # the class head keeps "no object" and the classes whose names match; others start afresh. Published files turn
+        # auxiliary losses off, which change nothing but training
+        model = DetrForObjectDetection.from_pretrained(args.checkpoint, auxiliary_loss=True, **classes)
+        if args.queries:
+            model.resize_queries(args.queries)
     else:
         processor = DetrImageProcessor(**size)
         config = DetrConfig(
@@ -160,45 +182,129 @@ def make_model(args: argparse.Namespace, names: dict[int, str]) -> tuple[DetrFor
             decoder_attention_heads=args.heads,
             encoder_ffn_dim=args.ffn_dim,
             decoder_ffn_dim=args.ffn_dim,
-            num_queries=args.queries,
+            num_queries=args.queries or 100,
             dropout=args.dropout,
             attention_dropout=args.dropout,
             activation_dropout=args.dropout,
             **classes,
         )
         model = DetrForObjectDetection(config)
+    apply_recipe(model, args.recipe)
     return model, processor
+
+
+def make_loader(args: argparse.Namespace, train: Dataset, processor: DetrImageProcessor) -> DataLoader:
+    """Order and augmentation follow from seed, epoch and image alone, so that a resumed run sees the same."""
+    augment = None if args.augment == "none" else args.augment
+    samples = ReproducibleSamples(transform_dataset(train, DetectionTransform(processor, augment)), args.seed)
+    sizes_hw = list(zip(train["height"], train["width"], strict=True)) if args.group_by_aspect_ratio else None
+    order = EpochOrder(samples, sizes_hw=sizes_hw, batch_size=args.batch_size)
+    return DataLoader(samples, args.batch_size, sampler=order, num_workers=args.workers, collate_fn=DetectionCollator())
+
+
+def check_same_run(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Writes down what makes this run, or finds it as the run to resume left it."""
+    settings = {name: str(value) for name, value in vars(args).items() if name not in MAY_CHANGE}
+    settings |= {"mixed_precision": accelerator.mixed_precision, "processes": str(accelerator.num_processes)}
+    file = args.output / "settings.json"
+    if not args.resume:
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            args.output.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(settings, indent=1) + "\n")
+        return
+    before = json.loads(file.read_text())
+    for name, value in settings.items():
+        if before.get(name) != value:
+            changed = f"--{name.replace('_', '-')} was {before.get(name)} when the run began, now it is {value}"
+            raise ValueError(f"--resume: {changed}; keep the run's arguments, or name another folder for another run.")
 
 
 class Progress:
     """What a checkpoint holds besides weights, optimizer, schedule and random numbers."""
 
-    def __init__(self, args: argparse.Namespace):
-        self.epoch, self.history, self.best_map = 0, [], -2.0  # AP is -1 where there is nothing to find
-        self.arguments = {name: str(value) for name, value in vars(args).items() if name not in MAY_CHANGE}
+    def __init__(self, average: WeightAverage | None):
+        self.epoch, self.step, self.average = 0, 0, average
+        self.history: list[dict] = []  # early stopping and the best epoch follow from it
 
     def state_dict(self) -> dict:
-        return dict(vars(self))
+        average = None if self.average is None else self.average.model.state_dict()
+        return {"epoch": self.epoch, "step": self.step, "history": self.history, "average": average}
 
     def load_state_dict(self, state: dict) -> None:
-        for name, value in self.arguments.items():
-            if state["arguments"].get(name) != value:
-                raise ValueError(
-                    f"--resume: --{name.replace('_', '-')} was {state['arguments'].get(name)} when the run began, now "
-                    f"it is {value}; resume with the arguments of the run, or start another in another folder."
-                )
-        vars(self).update(state)
+        self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
+        if self.average is not None:
+            self.average.model.load_state_dict(state["average"])
+
+    def precisions(self) -> list[float]:
+        return [entry["eval_map"] for entry in self.history if "eval_map" in entry]
+
+    def evaluations_since_best(self) -> int:
+        return evaluations_since_best(self.precisions())
 
 
 def count_step(accelerator: Accelerator, batches: list[dict]) -> dict[str, torch.Tensor]:
-    """Boxes and images of an optimizer step over all its forward passes and processes: one small sum.
-
-    Divided by these, the losses of the passes add up to the loss of one big batch, however unequal the passes are.
-    """
+    """Boxes and images of an optimizer step over all its passes and processes: one small sum. Divided by these, the
+    losses of the passes add up to the loss of one big batch, however unequal the passes are."""
     labels = [label for batch in batches for label in batch["labels"]]
     counts = torch.tensor([sum(len(one["class_labels"]) for one in labels), len(labels)], device=accelerator.device)
     counts = accelerator.reduce(counts, reduction="sum")
     return {"num_items_in_batch": counts[0], "num_images_in_batch": counts[1]}
+
+
+def train_epoch(accelerator, model, optimizer, loader, args, progress: Progress, bar: tqdm) -> dict[str, float]:
+    """The means of every part of the loss."""
+    losses = IntervalLosses()
+    loader.set_epoch(progress.epoch)
+    model.train()
+    stream = iter(loader)
+    while batches := list(islice(stream, args.gradient_accumulation)):
+        counts = count_step(accelerator, batches)
+        losses.begin_step(len(batches))
+        progress.step += 1
+        for batch in batches:
+            # gradients travel between the processes once a step
+            with nullcontext() if batch is batches[-1] else accelerator.no_sync(model):
+                try:
+                    outputs = model(**batch, **counts)
+                except ValueError as error:  # numbers that are not finite, labels that cannot be
+                    ids = [int(label["image_id"]) for label in batch["labels"]]
+                    raise ValueError(f"step {progress.step}, images {ids}: {error}") from error
+                # a share of the step's loss; data parallelism averages over the processes, though shares add up
+                accelerator.backward(accelerator.num_processes * outputs.loss)
+            losses.add({"loss": outputs.loss, **outputs.loss_dict})
+        accelerator.clip_grad_norm_(model.parameters(), args.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        if progress.average is not None:
+            progress.average.update(accelerator.unwrap_model(model), progress.step)
+        bar.update()
+    return losses.take(accelerator.num_processes, lambda sums: accelerator.reduce(sums, reduction="mean"))
+
+
+def evaluate(accelerator, model, processor, rows: Dataset, args: argparse.Namespace, place: str) -> CocoEvaluator:
+    """Of the bare model, each process its share of the images."""
+    for statistics in model.buffers():  # of live norms, which each process collects for itself
+        broadcast(statistics)
+    collapse = QueryCollapse()
+    hook = model.register_forward_hook(lambda *call: collapse.add(call[-1].logits, call[-1].pred_boxes))
+    options = {"batch_size": args.batch_size, "num_workers": args.workers}
+    options |= {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    with accelerator.autocast():
+        evaluator = evaluate_model(model, processor, rows, **options)
+    hook.remove()
+    collapse.warn(place)
+    return evaluator
+
+
+def save_best(folder: Path, model, processor, evaluator: CocoEvaluator) -> None:
+    partial = folder.with_name("best.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    evaluator.to_json(partial / "metrics.json")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, epoch: int) -> None:
@@ -220,114 +326,73 @@ def main() -> None:
     disable_progress_bar()  # of saving: one bar is enough
     set_seed(args.seed)  # the same fresh weights in every process
     try:
-        accelerator = Accelerator(
-            mixed_precision=args.mixed_precision,
-            cpu=not torch.accelerator.is_available(),  # else several processes on CPUs would not know of each other
-            # the order of the images follows from seed and epoch alone, so that a resumed run sees the same
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
-        )
+        # without cpu=True, several processes on CPUs would not know of each other
+        accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.accelerator.is_available())
+        if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ValueError("this loop needs whole weights in each process; DetrTrainer trains with FSDP.")
+        if not accelerator.is_main_process:
+            warnings.simplefilter("ignore")  # one process warns for all
         train, held_out = load_data(args)
+        counts = [count_rows(*split, args.on_bad_box) for split in ((train, "train"), (held_out, args.evaluate_on))]
         detector, processor = make_model(args, id2label(train))
-        augment = None if args.augment == "none" else args.augment
-        loader = DataLoader(
-            transform_dataset(train, DetectionTransform(processor, augment)),
-            batch_size=args.batch_size,
-            shuffle=True,
-            num_workers=args.workers,
-            collate_fn=DetectionCollator(),
-        )
-        optimizer = torch.optim.AdamW(
-            parameter_groups(detector, args.learning_rate, args.backbone_learning_rate, args.weight_decay)
-        )
+        loader = make_loader(args, train, processor)
+        detector.to(accelerator.device)
+        average = WeightAverage(detector, args.ema) if averages_weights(args.recipe, args.ema) else None
+        rates = (args.learning_rate, args.backbone_learning_rate, args.weight_decay)
+        optimizer = torch.optim.AdamW(parameter_groups(detector, *rates))
+        check_same_run(args, accelerator)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    set_seed(args.seed, device_specific=True)  # dropout and augmentation differ between processes
+    set_seed(args.seed, device_specific=True)  # dropout differs between processes
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, args.lr_drop)  # once an epoch
     model, optimizer, loader = accelerator.prepare(detector, optimizer, loader)
-    progress = Progress(args)
+    progress = Progress(average)
     accelerator.register_for_checkpointing(schedule, progress)
     checkpoints = args.output / "checkpoints"
     if args.resume:
-        try:
-            accelerator.load_state(str(max(checkpoints.glob("epoch-*"))))
-        except ValueError as error:
-            parser.error(str(error))
+        accelerator.load_state(str(max(checkpoints.glob("epoch-*"))))
 
-    steps_per_epoch = -(-len(loader) // args.gradient_accumulation)
-    bar = tqdm(
-        total=args.epochs * steps_per_epoch,
-        initial=progress.epoch * steps_per_epoch,
-        unit="step",
-        disable=not accelerator.is_main_process,
-    )
+    steps = args.epochs * -(-len(loader) // args.gradient_accumulation)
+    bar = tqdm(total=steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
 
     def say(text: str) -> None:
         if accelerator.is_main_process:
             bar.write(text)
 
-    most = max(len(objects["category"]) for objects in train["objects"])
-    say(f"{len(train)} images to train on, {len(held_out)} to evaluate on, classes {id2label(train)}")
-    if most > detector.config.num_queries:
-        say(f"Warning: an image has {most} objects, but the model only {detector.config.num_queries} queries.")
+    say(f"train: {counts[0]}\n{args.evaluate_on}: {counts[1]}\nclasses: {', '.join(id2label(train).values())}")
+    if counts[0].most > (queries := detector.config.num_queries):
+        say(f"Warning: an image has {counts[0].most} objects and the model {queries} queries; some are never found.")
 
     for epoch in range(progress.epoch + 1, args.epochs + 1):
+        if args.patience and progress.evaluations_since_best() >= args.patience:
+            say(f"No better AP in {args.patience} evaluations: stopped after epoch {progress.epoch}.")
+            break
         started = time.perf_counter()
-        sums = torch.zeros(len(LOSSES), device=accelerator.device)
-        loader.set_epoch(epoch)
-        model.train()
-        stream = iter(loader)
-        while batches := list(islice(stream, args.gradient_accumulation)):
-            # one pass a step: the model counts by itself; else its losses are shares of the step's, which data
-            # parallelism averages over the processes though they should add up
-            counts = count_step(accelerator, batches) if args.gradient_accumulation > 1 else {}
-            share = accelerator.num_processes if counts else 1
-            for batch in batches:
-                # gradients travel between the processes once a step
-                with nullcontext() if batch is batches[-1] else accelerator.no_sync(model):
-                    outputs = model(**batch, **counts)
-                    accelerator.backward(share * outputs.loss)
-                outputs.loss_dict["loss"] = outputs.loss
-                sums += share * torch.stack([outputs.loss_dict[name].detach() for name in LOSSES])
-            accelerator.clip_grad_norm_(model.parameters(), args.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            bar.update()
-        means = accelerator.reduce(sums / steps_per_epoch, reduction="mean").tolist()
-        seconds = time.perf_counter() - started
-        entry = {"epoch": epoch, **dict(zip(LOSSES, means, strict=True)), "learning_rate": schedule.get_last_lr()[0],
-                 "images_per_second": len(train) / seconds}  # fmt: skip
+        entry = {"epoch": epoch, **train_epoch(accelerator, model, optimizer, loader, args, progress, bar)}
+        entry |= {"step": progress.step, "learning_rate": schedule.get_last_lr()[0]}
+        entry["images_per_second"] = len(train) / (time.perf_counter() - started)
+        warn_if_not_finite(entry, progress.step)
         schedule.step()
 
+        evaluator = None
+        evaluated = detector if average is None else average.model
         if epoch % args.eval_every == 0 or epoch == args.epochs:
-            for statistics in detector.buffers():  # of live norms, which each process collects for itself
-                broadcast(statistics)
-            evaluator = evaluate_model(
-                detector,
-                processor,
-                held_out,
-                batch_size=args.batch_size,
-                num_workers=args.workers,
-                process_index=accelerator.process_index,
-                num_processes=accelerator.num_processes,
-            )
+            evaluator = evaluate(accelerator, evaluated, processor, held_out, args, f"epoch {epoch}")
             entry |= {f"eval_{name}": value for name, value in evaluator.summary().items()}
-            if entry["eval_map"] > progress.best_map and accelerator.is_main_process:
-                detector.save_pretrained(args.output / "best")
-                processor.save_pretrained(args.output / "best")
-                evaluator.to_json(args.output / "best" / "metrics.json")
-            progress.best_map = max(progress.best_map, entry["eval_map"])
         progress.epoch = epoch
         progress.history.append(entry)
-        line = f"epoch {epoch}/{args.epochs}" + "".join(f"  {name} {entry[name]:.4g}" for name in LOSSES)
-        say(line + "".join(f"  {name} {entry[f'eval_{name}']:.3f}" for name in APS if f"eval_{name}" in entry))
-        save_checkpoint(accelerator, checkpoints, epoch)
+        shown = [f"{name} {entry[key]:{digits}}" for key, (name, digits) in SHOWN.items() if key in entry]
+        say("  ".join([f"epoch {epoch}/{args.epochs}", *shown]))
         if accelerator.is_main_process:
+            if evaluator is not None and progress.evaluations_since_best() == 0:
+                save_best(args.output / "best", evaluated, processor, evaluator)
             (args.output / "history.json").write_text(json.dumps(progress.history, indent=1) + "\n")
+        save_checkpoint(accelerator, checkpoints, epoch)
 
     bar.close()
-    if accelerator.is_main_process and progress.history:
+    if accelerator.is_main_process:
         plot_curves(progress.history, args.output / "curves.png")
-        print(f"Best AP {progress.best_map:.3f}: {args.output / 'best'}")
+        print(f"Best AP {max(progress.precisions(), default=-1):.3f}: {args.output / 'best'}")
     accelerator.end_training()
 
 

@@ -33,7 +33,7 @@ else:
     data = load_detection_dataset(options.data)
 classes = {"id2label": id2label(data), "label2id": {name: index for index, name in id2label(data).items()}}
 if options.checkpoint:
-    model = DetrForObjectDetection.from_pretrained(options.checkpoint, ignore_mismatched_sizes=True, **classes)
+    model = DetrForObjectDetection.from_pretrained(options.checkpoint, auxiliary_loss=True, **classes)
 else:
     fresh = {"freeze_backbone_norms": False, "freeze_backbone_until": None}  # its weights are random
     model = DetrForObjectDetection(DetrConfig(backbone=options.backbone, **fresh, **classes))

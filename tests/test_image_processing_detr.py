@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import DetrImageProcessor as StockProcessor
 
 from hf_detr.image_processing_detr import DetrImageProcessor
 
@@ -412,6 +413,7 @@ def test_an_unknown_argument_is_named_with_its_neighbours(processor):
     [
         {"size": {"shortest_edge": 800}}, {"size": {"height": 5}}, {"size": "big"}, {"size": True}, {"size": 0},
         {"pad_size": {"w": 3}}, {"pad_size": -1}, {"image_std": [1, 0, 1]}, {"image_mean": [float("nan")]},
+        {"size": {"shortest_edge": 10, "longest_edge": 9}}, {"size": 1334},
         {"rescale_factor": 0}, {"resample": 9}, {"on_bad_box": "ignore"}, {"format": "voc"}, {"do_pad": "yes"},
     ],
 )  # fmt: skip
@@ -421,6 +423,27 @@ def test_an_impossible_setting_is_refused_at_once_and_in_a_call(processor, setti
         DetrImageProcessor(**settings)
     with pytest.raises(ValueError, match=name):
         processor(random_image(32, 32), **settings)
+
+
+def test_a_longest_edge_below_the_shortest_is_refused_with_a_remedy():
+    with pytest.raises(ValueError, match=r"longest_edge 9 is below shortest_edge 10.*longest_edge of 10 or more.*17"):
+        DetrImageProcessor(size={"shortest_edge": 10, "longest_edge": 9})
+    with pytest.raises(ValueError, match=r"longest_edge 1333 is below shortest_edge 2000.*max_size"):
+        DetrImageProcessor.from_dict({}, size=2000)
+    with pytest.raises(ValueError, match="longest_edge 600 is below shortest_edge 800"):
+        DetrImageProcessor.from_dict({}, max_size=600)
+    assert DetrImageProcessor(size=2000, max_size=2000).size == {"shortest_edge": 2000, "longest_edge": 2000}
+
+
+@pytest.mark.parametrize("content", [{"size": 48, "max_size": 40}, {"size": {"shortest_edge": 48, "longest_edge": 40}}])
+def test_a_file_whose_longest_edge_is_below_the_shortest_gives_stocks_images_with_a_warning(content, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="longest_edge is below shortest_edge; read as .*40"):
+        processor = DetrImageProcessor.from_pretrained(tmp_path)
+    stock = StockProcessor(size={"shortest_edge": 48, "longest_edge": 40})
+    for size_hw in ((40, 40), (100, 30), (31, 77), (47, 48)):
+        shapes = [one(random_image(*size_hw), return_tensors="pt").pixel_values.shape for one in (processor, stock)]
+        assert shapes[0] == shapes[1], size_hw
 
 
 def test_a_call_overrides_and_forgets(processor):

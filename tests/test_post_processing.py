@@ -1,5 +1,6 @@
 """The model's outputs -> detections."""
 
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -145,3 +146,26 @@ def test_nothing_is_remembered_for_gradients(processor):
 def test_bad_arguments_are_named(processor, arguments, error, message):
     with pytest.raises(error, match=message):
         processor.post_process_object_detection(outputs_of([[], []]), **arguments)
+
+
+def test_a_result_takes_nothing_of_the_batch_along_when_pickled_and_can_be_written_to(processor):
+    many, one = (processor.post_process_object_detection(outputs_of([[(1, 0.9, LEFT)]] * n)) for n in (64, 1))
+    assert len(pickle.dumps(many[0])) == len(pickle.dumps(one[0]))
+    many[0]["boxes"].zero_()
+    assert torch.equal(many[1]["boxes"], one[0]["boxes"])
+
+
+def test_what_cannot_pass_is_found_without_looking_and_changes_nothing(processor):
+    """The best class is looked for only where some class can pass; scores on either side of the threshold."""
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.01, 1.0, 30.0):
+        logits = torch.randn(4, 200, NUM_CLASSES + 1, generator=generator) * scale
+        outputs = SimpleNamespace(logits=logits, pred_boxes=torch.rand(4, 200, 4, generator=generator))
+        everything = processor.post_process_object_detection(outputs, threshold=0.0)
+        scores = torch.cat([result["scores"] for result in everything])
+        for threshold in (1e-6, *scores.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist(), 0.9999):
+            for found, every in zip(
+                processor.post_process_object_detection(outputs, threshold=threshold), everything, strict=True
+            ):
+                keep = every["scores"] > threshold
+                assert all(torch.equal(found[name], every[name][keep]) for name in every)

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -105,8 +106,20 @@ def as_size_dict(size: Size, max_size: int | None = None) -> dict[str, int]:
     """`size` as one of {shortest_edge, longest_edge}, {height, width}, {max_height, max_width}, in pixels.
 
     An integer is the shortest edge, with the longest at most `max_size` (1333 where none is said); a pair is exactly
-    (height, width).
+    (height, width). Raises ValueError for anything else, and for a longest edge below the shortest.
     """
+    size = _size_dict(size, max_size)
+    if _contradicts_itself(size):
+        shortest, longest = size["shortest_edge"], size["longest_edge"]
+        raise ValueError(
+            f"size={size!r}: longest_edge {longest} is below shortest_edge {shortest}, so no image could have both; "
+            f"give a longest_edge of {shortest} or more (the paper's ratio makes it {round(shortest * 1333 / 800)}), "
+            "which beside an integer size is called max_size."
+        )
+    return size
+
+
+def _size_dict(size: Size, max_size: int | None) -> dict[str, int]:
     if isinstance(size, int) and not isinstance(size, bool):
         size = {"shortest_edge": size, "longest_edge": max_size or LONGEST_EDGE_PX}
     else:
@@ -119,6 +132,23 @@ def as_size_dict(size: Size, max_size: int | None = None) -> dict[str, int]:
             f"width (exact), or max_height and max_width (keeps the aspect ratio)."
         )
     return _positive_pixels("size", size)
+
+
+def _contradicts_itself(size: Mapping[str, int]) -> bool:
+    return "shortest_edge" in size and size["longest_edge"] < size["shortest_edge"]
+
+
+def _size_in_file(size: Size, max_size: int | None) -> dict[str, int]:
+    """As `as_size_dict`, but a longest edge below the shortest is a warning: stock takes such files, and what it makes
+    of them is the longest edge alone, as if both were that."""
+    size = _size_dict(size, max_size)
+    if _contradicts_itself(size):
+        mended = {**size, "shortest_edge": size["longest_edge"]}
+        warnings.warn(
+            f"preprocessor_config.json: size={size!r}: longest_edge is below shortest_edge; read as {mended}."
+        )
+        return mended
+    return size
 
 
 def as_pad_size_dict(pad_size: Size) -> dict[str, int]:
@@ -147,18 +177,20 @@ def translate_file(file_settings: Mapping[str, Any], overrides: Mapping[str, Any
     """The settings of a preprocessor_config.json, old names made new, then `overrides` (old names too) on top.
 
     2021: `size` and `max_size` are integers, `pad_and_return_pixel_mask` is today's `do_pad`. None means the default.
-    What stands for nothing here is left out; keys that nobody knows stay, for the caller to judge.
+    What stands for nothing here is left out; keys that nobody knows stay, for the caller to judge. A size whose longest
+    edge is below the shortest is an error in `overrides`, a warning in files.
     """
     settings: dict[str, Any] = {}
-    for source in (file_settings, overrides):
+    for source, read_size in ((file_settings, _size_in_file), (overrides, as_size_dict)):
         source = {name: value for name, value in source.items() if name not in IGNORED_FILE_KEYS and value is not None}
         if "pad_and_return_pixel_mask" in source:
             source.setdefault("do_pad", source.pop("pad_and_return_pixel_mask"))
         max_size = source.pop("max_size", None)
         if "size" in source:
-            source["size"] = as_size_dict(source["size"], max_size)
+            source["size"] = read_size(source["size"], max_size)
         elif max_size is not None:
-            source["size"] = {**settings.get("size", {"shortest_edge": 800}), "longest_edge": max_size}
+            size = {**settings.get("size", {"shortest_edge": 800}), "longest_edge": max_size}
+            source["size"] = read_size(size, None)
         if not source.get("do_center_crop", False):
             source.pop("do_center_crop", None)
             source.pop("crop_size", None)

@@ -49,6 +49,10 @@ class DetrPreTrainedModel(PreTrainedModel):
         model.base_model.backbone.conv_encoder.freeze(model.config.freeze_backbone_until)
         return loaded
 
+    def get_input_embeddings(self) -> None:
+        """None: pictures are not tokens. Accelerate's FSDP asks."""
+        return
+
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: bool | str | None = None, **kwargs
     ) -> str:

@@ -1,6 +1,9 @@
 import json
 
+import pytest
 from PIL import Image
+
+from hf_detr.cli.main import main
 
 from .conftest import assert_one_line_and_exit_code_2, hf_detr, write_coco
 
@@ -32,3 +35,27 @@ def test_check_of_data_with_errors_names_them_and_exits_1(tmp_path):
 
 def test_check_of_nothing_is_a_users_error(tmp_path):
     assert_one_line_and_exit_code_2(hf_detr("check", tmp_path / "absent"), "no such file or folder")
+
+
+def test_check_judges_the_number_of_queries_given_or_that_of_a_model(digits_dir, model_dir, capsys):
+    def said(*more, code=0) -> str:
+        assert main(["check", str(digits_dir), "--headers-only", *map(str, more)]) == code
+        return capsys.readouterr().out
+
+    assert "num_queries=100 (the default) is enough" in said()
+    assert "num_queries=1 is NOT ENOUGH" in said("--num-queries", 1, code=1)
+    assert f"num_queries=9 (of {model_dir}) is enough" in said("--model", model_dir)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--model", "./nowhere"), "./nowhere: no such folder"),
+        (("--model", "."), "no config.json"),
+        (("--num-queries", "0"), "--num-queries: 0 is not a whole number of at least 1"),
+        (("--num-queries", "5", "--model", "x"), "not allowed with argument"),
+        (("--model", "nobody/nothing"), "nobody/nothing: no configuration could be read"),
+    ],
+)
+def test_impossible_queries_or_models_are_a_users_error(digits_dir, tmp_path, more, words):
+    assert_one_line_and_exit_code_2(hf_detr("check", digits_dir, *more, cwd=tmp_path), words)

@@ -1,5 +1,8 @@
 import pytest
 import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
 
 from hf_detr.data.collator import DetectionCollator
 from hf_detr.data.sampler import AspectRatioBatchSampler
@@ -81,6 +84,69 @@ def test_batches_hold_pictures_of_like_shape():
 
     by_chance = torch.utils.data.BatchSampler(torch.randperm(103).tolist(), 4, False)
     assert spread(AspectRatioBatchSampler(SIZES, 4)) < spread(by_chance) / 4
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_batch_that_is_not_full_comes_last(shuffle):
+    for seed in range(5):
+        lengths = [len(batch) for batch in AspectRatioBatchSampler(SIZES, 4, shuffle, seed, chunk_batches=5)]
+        assert lengths == [4] * 25 + [3]
+
+
+def test_where_final_sizes_are_told_little_is_padded():
+    """Ratios that say nothing of what the sizes will be, which change with the epoch."""
+
+    def final_hw(epoch, index):
+        generator = torch.Generator().manual_seed(1000 * epoch + index)
+        height, width = torch.randint(100, 300, (2,), generator=generator).tolist()
+        return height, width
+
+    def padding(batches, epoch):
+        sizes = [[final_hw(epoch, index) for index in batch] for batch in batches]
+        canvases = sum(max(h for h, _ in one) * max(w for _, w in one) * len(one) for one in sizes)
+        return canvases / sum(h * w for one in sizes for h, w in one) - 1
+
+    told, blind = (AspectRatioBatchSampler([(3, 4)] * 512, 4, final_hw=one) for one in (final_hw, None))
+    for epoch in range(2):
+        told.set_epoch(epoch)
+        assert sorted(index for batch in told for index in batch) == list(range(512))
+        assert padding(told, epoch) < padding(blind, epoch) / 3
+
+
+def shared(sampler, num_processes):
+    """The loaders of each process, as Accelerate makes them; an image is its index."""
+    loader = DataLoader(range(len(SIZES)), batch_sampler=sampler, collate_fn=list)
+    return [
+        prepare_data_loader(loader, num_processes=num_processes, process_index=index, put_on_device=False)
+        for index in range(num_processes)
+    ]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_processes_of_accelerate_share_the_batches_and_none_lacks_one(num_processes):
+    sampler = AspectRatioBatchSampler(SIZES, 4, chunk_batches=5)
+    alone = list(sampler)
+    shares = [list(loader) for loader in shared(sampler, num_processes)]
+    assert {len(share) for share in shares} == {-(-len(sampler) // num_processes)}
+    assert set().union(*(batch for share in shares for batch in share)) == set(range(len(SIZES)))
+    extra = sum(len(batch) for share in shares for batch in share) - len(SIZES)
+    assert extra == (-len(SIZES)) % (4 * num_processes) if num_processes > 1 else extra == 0
+    for step in range(len(SIZES) // (4 * num_processes)):
+        assert [share[step] for share in shares] == alone[step * num_processes : (step + 1) * num_processes]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_accelerate_hands_the_epoch_over(num_processes):
+    sampler = AspectRatioBatchSampler(SIZES, 4)
+    for loader in shared(sampler, num_processes):
+        first, second = list(loader), list(loader)
+        assert first != second
+        loader.set_epoch(0)
+        assert list(loader) == first
+        loader.set_epoch(1)
+        rest = skip_first_batches(loader, 2)
+        sampler.set_epoch(1)  # as the docstring says, for several processes
+        assert list(rest) == second[2:]
 
 
 def test_orders_follow_from_seed_and_epoch():

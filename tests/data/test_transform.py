@@ -135,6 +135,38 @@ def test_the_papers_scales_are_followed():
     assert 8 <= full <= 32  # about half were cropped to another shape
 
 
+@pytest.mark.parametrize("size_wh", [(120, 90), (50, 400), (7, 5)])
+def test_the_size_of_an_augmented_picture_is_told_beforehand(size_wh):
+    def twice(row):
+        return {**row, "image": row["image"].resize((2 * row["image"].width, row["image"].height))}
+
+    twice.final_hw = lambda size_hw: (size_hw[0], 2 * size_hw[1])
+    exact = small_processor(size={"height": 48, "width": 40})
+    transforms = [DetectionTransform(small_processor(), augment) for augment in (None, "paper", twice)]
+    transforms += [DetectionTransform(small_processor(), [paper_augmentation(60), twice])]
+    transforms += [DetectionTransform(exact, "paper"), DetectionTransform(small_processor(do_resize=False))]
+    batch = {name: [value] for name, value in row_with_rectangles(size_wh).items() if name != "masks"}
+    batch["objects"] = [{name: [] for name in batch["objects"][0]}]
+    for transform in transforms:
+        assert transform.tells_final_hw
+        for seed in range(6):
+            torch.manual_seed(seed)
+            told = transform.final_hw(size_wh[::-1])
+            torch.manual_seed(seed)
+            assert transform(dict(batch))["pixel_values"][0].shape[1:] == told
+    assert not DetectionTransform(small_processor(), [paper_augmentation(60), identity_augment]).tells_final_hw
+
+
+def test_the_papers_picture_is_the_same_as_tensor_and_as_picture():
+    augment = paper_augmentation(60)
+    for seed in range(4):
+        rows = []
+        for as_tensor in (False, True):
+            torch.manual_seed(seed)
+            rows.append(augment(row_with_rectangles(), as_tensor=as_tensor))
+        assert np.array_equal(np.asarray(rows[0]["image"]), rows[1]["image"].permute(1, 2, 0).numpy())
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_boxes_masks_and_picture_move_together(seed):
     torch.manual_seed(seed)

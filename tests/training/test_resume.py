@@ -30,6 +30,7 @@ RUN = {
     "load_best_model_at_end": False,
     "ema_decay": 0.9,
     "lr_drop_at": 0.7,
+    "group_by_aspect_ratio": True,
 }
 
 
@@ -91,7 +92,8 @@ import sys
 from tests.training.conftest import arguments, model, scenes, transformed
 from hf_detr.training import DetrTrainer, last_checkpoint
 folder = sys.argv[1]
-args = arguments(folder, num_train_epochs=4, eval_strategy="no", save_strategy="steps", save_steps=2, ema_decay=0.9)
+args = arguments(folder, num_train_epochs=4, eval_strategy="no", save_strategy="steps", save_steps=2, ema_decay=0.9,
+                 dataloader_num_workers=1, group_by_aspect_ratio=True)
 detector = model(dropout=0.1)
 trainer = DetrTrainer(detector, args, train_dataset=transformed(scenes(12), "paper"))
 trainer.train(resume_from_checkpoint=last_checkpoint(folder) is not None)

@@ -206,11 +206,28 @@ def test_predictions_that_are_not_finite_stop_the_run_and_name_step_and_images(m
         trainer.train()
 
 
-def test_batches_of_like_shape_hold_every_image_once(make_trainer):
+@pytest.mark.parametrize("augment", [None, "paper", lambda row: row])
+def test_batches_of_like_shape_hold_every_image_once(make_trainer, augment):
     rows = scenes(7)
-    trainer = make_trainer(rows=rows, group_by_aspect_ratio=True)
-    ids = [int(label["image_id"]) for batch in trainer.get_train_dataloader() for label in batch["labels"]]
-    assert sorted(ids) == rows["image_id"][:]
+    loader = make_trainer(rows=rows, group_by_aspect_ratio=True, augment=augment).get_train_dataloader()
+    for _ in range(2):
+        ids = [int(label["image_id"]) for batch in loader for label in batch["labels"]]
+        assert sorted(ids) == rows["image_id"][:]
+
+
+def test_batches_of_like_shape_are_alike_after_the_augmentation(make_trainer):
+    def padded(grouped: bool) -> float:
+        trainer = make_trainer(
+            rows=scenes(48), augment="paper", group_by_aspect_ratio=grouped, per_device_train_batch_size=4
+        )
+        on_canvas = visible = 0
+        for batch in trainer.get_train_dataloader():
+            pixels = batch["pixel_values"][:, 0]
+            on_canvas += pixels.numel()
+            visible += sum(int(label["size"].prod()) for label in batch["labels"])
+        return on_canvas / visible - 1
+
+    assert padded(True) < padded(False) / 2
 
 
 class _Slow:

@@ -102,3 +102,19 @@ def test_defaults_are_the_papers(tmp_path):
     assert (args.metric_for_best_model, args.greater_is_better, args.remove_unused_columns) == ("map", True, False)
     assert args.load_best_model_at_end
     assert not DetrTrainingArguments(str(tmp_path), use_cpu=True, eval_strategy="no").load_best_model_at_end
+
+
+def test_several_processes_that_do_not_know_of_each_other_are_an_error(tmp_path, monkeypatch):
+    args = arguments(tmp_path, eval_strategy="no")  # made before: Accelerate looks at the environment, and remembers
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were started, but each would train alone"):
+        DetrTrainer(model(), args, train_dataset=transformed(scenes(2)))
+
+
+def test_a_stream_trains_and_is_no_data_set_to_evaluate_on(tmp_path):
+    stream = transformed(scenes(8).to_iterable_dataset())
+    args = arguments(tmp_path, eval_strategy="no", max_steps=2)
+    with pytest.warns(UserWarning, match="A stream has no fixed order"):
+        DetrTrainer(model(), args, train_dataset=stream).train()
+    with pytest.raises(ValueError, match="eval_dataset is a stream"):
+        DetrTrainer(model(), args, train_dataset=transformed(scenes(2)), eval_dataset=stream).evaluate()

@@ -42,7 +42,8 @@ class Splits:
 
 def print_report(args: argparse.Namespace, options: dict[str, Any]) -> Report:
     """What the data holds and what is wrong with it. Raises ValueError where pictures cannot be used."""
-    report = check_dataset(args.data, args.format, num_queries=args.num_queries or 100, decode_images=False, **options)
+    queries = args.num_queries or (100 if args.backbone else _queries_of(args.model))
+    report = check_dataset(args.data, args.format, num_queries=queries, decode_images=False, **options)
     print(report.text(), end="\n\n")
     stopping = [problem for problem in report.errors if problem.kind in _STOPS]
     if stopping:
@@ -51,6 +52,13 @@ def print_report(args: argparse.Namespace, options: dict[str, Any]) -> Report:
             f"{stopping[0].message} All of them: hf-detr check {args.data} --json problems.json"
         )
     return report
+
+
+def _queries_of(model: str) -> int:
+    try:
+        return DetrConfig.from_pretrained(model).num_queries
+    except OSError:
+        return 100  # that it cannot be had is said where it is loaded
 
 
 def load_splits(args: argparse.Namespace, options: dict[str, Any]) -> Splits:
@@ -86,7 +94,8 @@ def build_model(
         model, processor = _fresh_model(args, names), DetrImageProcessor()
     else:
         try:
-            model = DetrForObjectDetection.from_pretrained(args.model, id2label=names)
+            # published files hold auxiliary_loss=False, which changes nothing at inference and much in training
+            model = DetrForObjectDetection.from_pretrained(args.model, id2label=names, auxiliary_loss=True)
         except OSError as error:
             raise ValueError(
                 f"--model {args.model}: could not be loaded ({one_line(error)}). Without the Hub, name a folder, or "

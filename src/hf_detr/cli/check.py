@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 from ._arguments import add_data_arguments, data_options, positive
-from ._sources import check_data_source
+from ._sources import check_data_source, check_model_source
+
+_DEFAULT_QUERIES = 100  # the paper's, and DetrConfig's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,9 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = add_data_arguments(parser)
     group.add_argument("--split", action="append", metavar="NAME", help="look at this split alone; can be repeated")
     group.add_argument("--headers-only", action="store_true", help="do not decode the pictures: quicker, finds less")
-    parser.add_argument(
-        "--num-queries", type=positive, default=100, metavar="N", help="of the model; the most it can find in an image"
+    queries = parser.add_mutually_exclusive_group()
+    queries.add_argument(
+        "--num-queries",
+        type=positive,
+        metavar="N",
+        help=f"of the model to be; the most it can find in an image (default {_DEFAULT_QUERIES})",
     )
+    queries.add_argument("--model", metavar="MODEL", help="a DETR, folder or Hub name, whose number of queries counts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report, every problem in it")
     parser.add_argument("--draw", type=Path, metavar="FILE", help="write a sheet of pictures with their boxes")
     parser.add_argument("--pictures", type=positive, default=16, metavar="N", help="on the sheet (default 16)")
@@ -23,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_data_source(args.data)
+    if args.model:
+        check_model_source(args.model)
     from datasets import concatenate_datasets, disable_progress_bars
     from PIL import Image
 
@@ -35,10 +44,11 @@ def run(args: argparse.Namespace) -> int:
     if args.draw and args.draw.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--draw {args.draw}: not the name of a picture; end it with .png or .jpg.")
     options = {**data_options(args), "splits": args.split}
+    num_queries, whose = _num_queries(args)
     report = check_dataset(
-        args.data, args.format, num_queries=args.num_queries, decode_images=not args.headers_only, **options
+        args.data, args.format, num_queries=num_queries, decode_images=not args.headers_only, **options
     )
-    print(report.text())
+    print(report.text(whose))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -48,3 +58,18 @@ def run(args: argparse.Namespace) -> int:
         splits = load(args.data, args.format, Findings(collect=True), on_bad_box="keep", **options).splits
         print(f"\nwritten: {draw_contact_sheet(concatenate_datasets(list(splits.values())), args.draw, args.pictures)}")
     return 1 if report.errors else 0
+
+
+def _num_queries(args: argparse.Namespace) -> tuple[int, str | None]:
+    """The number to judge by, and whose it is. ValueError for a model that cannot be had."""
+    if args.num_queries:
+        return args.num_queries, None
+    if not args.model:
+        return _DEFAULT_QUERIES, "the default"
+    from hf_detr.configuration_detr import DetrConfig
+
+    try:
+        return DetrConfig.from_pretrained(args.model).num_queries, f"of {args.model}"
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--model {args.model}: no configuration could be read ({reason}).") from error

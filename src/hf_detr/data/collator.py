@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.data import default_collate
 
 
 class DetectionCollator:
@@ -47,16 +49,15 @@ class DetectionCollator:
 
         sizes_hw = [tuple(picture.shape[-2:]) for picture in pictures]
         height, width = self._canvas(sizes_hw)
-        batch: dict[str, Any] = {}
-        if all(size == (height, width) for size in sizes_hw):
-            batch["pixel_values"] = torch.stack(pictures)
-        else:
-            pixel_values = pictures[0].new_zeros(len(pictures), channels[0], height, width)
-            pixel_mask = torch.zeros(len(pictures), height, width, dtype=torch.int64)
-            for index, (picture, (h, w)) in enumerate(zip(pictures, sizes_hw, strict=True)):
-                pixel_values[index, :, :h, :w] = picture
-                pixel_mask[index, :h, :w] = 1
-            batch |= {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+        edges = [(0, width - w, 0, height - h) for h, w in sizes_hw]  # left, right, top, bottom
+        pictures = [pad(picture, edge) if any(edge) else picture for picture, edge in zip(pictures, edges, strict=True)]
+        # torch's own stacks in shared memory where this is a data loader's worker: nothing is copied on its way out
+        batch: dict[str, Any] = {"pixel_values": default_collate(pictures)}
+        if any(map(any, edges)):
+            masks = [
+                pad(torch.ones(size_hw, dtype=torch.int64), edge) for size_hw, edge in zip(sizes_hw, edges, strict=True)
+            ]
+            batch["pixel_mask"] = default_collate(masks)
         if labelled:
             batch["labels"] = [_tensors(item["labels"]) for item in items]
         return batch

@@ -288,7 +288,8 @@ def _open(source: str, format: str, streaming: bool, hub_options: dict) -> Any:
     if format == "saved":
         return load_from_disk(source)
     if Path(source).exists():
-        return load_dataset(source, streaming=streaming, **hub_options)
+        # the whole path: a folder called "parquet" or "json" is not the builder of that name
+        return load_dataset(str(Path(source).resolve()), streaming=streaming, **hub_options)
     try:
         return load_dataset(source, streaming=streaming, **hub_options)
     except Exception as error:

@@ -78,8 +78,10 @@ class Report:
         """Everything, as JSON takes it."""
         return asdict(self)
 
-    def text(self) -> str:
-        """The report to read; of each kind of problem the first few."""
+    def text(self, queries_of: str | None = None) -> str:
+        """The report to read; of each kind of problem the first few. `queries_of` says beside `num_queries` whose
+        number that is."""
+        queries = f"num_queries={self.num_queries}" + (f" ({queries_of})" if queries_of else "")
         lines = [f"{self.source} ({self.format}), {len(self.classes)} classes"]
         for split, summary in self.splits.items():
             small, medium, large = summary.small_medium_large
@@ -93,7 +95,7 @@ class Report:
                 f"  image width   {summary.image_width_px} px",
                 f"  image height  {summary.image_height_px} px",
                 f"  box size      {summary.box_size_px} px; {small:,} small, {medium:,} medium, {large:,} large",
-                f"  objects/image {summary.objects_per_image}; num_queries={self.num_queries} is {verdict}",
+                f"  objects/image {summary.objects_per_image}; {queries} is {verdict}",
             ]
         lines += ["", *self._class_table(), "", *self._problem_lines()]
         return "\n".join(lines)

@@ -9,7 +9,8 @@ from datasets import Dataset, Image, IterableDataset
 from PIL import Image as PILImage
 from PIL import ImageOps
 
-from .augmentation import paper_augmentation
+from .._image_settings import resized_hw
+from .augmentation import PaperAugmentation, paper_augmentation
 from .records import UNREADABLE
 
 Augment = Callable[[dict[str, Any]], dict[str, Any]]
@@ -58,14 +59,27 @@ class DetectionTransform:
                 result["labels"].append({name: torch.as_tensor(value) for name, value in encoded["labels"][0].items()})
         return result
 
+    @property
+    def tells_final_hw(self) -> bool:
+        """Whether every augmentation has a method `final_hw(size_hw)`, which draws its random numbers."""
+        return all(hasattr(augment, "final_hw") for augment in self.augment)
+
+    def final_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) that a picture of `size_hw` will have, with the random numbers it will be augmented with."""
+        for augment in self.augment:
+            size_hw = augment.final_hw(size_hw)
+        return resized_hw(size_hw, dict(self.processor.size)) if self.do_resize else size_hw
+
     def _encode(self, row: dict[str, Any]) -> Mapping[str, Any]:
         row["image"] = decode_image(row, check_size=True)
         options = {"do_pad": False, "do_resize": self.do_resize, "return_tensors": "pt"}
         if "objects" not in row:
             return self.processor(images=row["image"], **options)
         row["objects"] = _as_columns(row["objects"])
-        for augment in self.augment:
-            row = augment(row)
+        for place, augment in enumerate(self.augment, start=1):
+            # nobody looks at the picture between the last augmentation and the processor, which takes tensors
+            last = place == len(self.augment) and isinstance(augment, PaperAugmentation)
+            row = augment(row, as_tensor=True) if last else augment(row)
             _check_augmented(row, augment)
         annotation = {"image_id": row["image_id"], "annotations": _as_coco(row["objects"])}
         return self.processor(images=row["image"], annotations=annotation, **options)

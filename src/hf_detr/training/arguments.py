@@ -34,7 +34,9 @@ class DetrTrainingArguments(TrainingArguments):
         on_bad_box: what to do with boxes that are not finite, have no area or leave their image: "error" (before the
             first step, naming the image), "drop" or "clip", both with a count.
         group_by_aspect_ratio: batches of pictures of like shape, so that less is padded; the data set needs the columns
-            width and height.
+            width and height. Alike are the pictures as they will be after augmentation, in ratio and size, if every
+            augmentation tells that beforehand, as the paper's does (`DetectionTransform.tells_final_hw`); else only
+            the ratios before it.
         eval_score_threshold: detections below it do not count for AP; 0, as COCO has it, keeps all.
         eval_max_detections: per image and class; the largest holds for AP, each gives an average recall `mar_n`.
 

@@ -32,7 +32,8 @@ def evaluate_model(
     would wait for the others in each forward pass, and shares differ in length. `on_batch` is called after each batch.
     The model is left in the mode it was in.
     """
-    share = dataset.shard(num_shards=num_processes, index=process_index) if num_processes > 1 else dataset
+    # not dataset.shard: it refuses more processes than images
+    share = dataset.select(range(process_index, len(dataset), num_processes)) if num_processes > 1 else dataset
     loader = DataLoader(
         transform_dataset(share, DetectionTransform(processor)),
         batch_size=batch_size,

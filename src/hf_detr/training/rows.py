@@ -35,6 +35,10 @@ class MendBoxes:
     def __init__(self, on_bad_box: str):
         self.on_bad_box = on_bad_box
 
+    def final_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """Pictures stay as large as they are."""
+        return size_hw
+
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Row in, row out; `width` and `height` are the image's."""
         policy = BoxPolicy(self.on_bad_box, "row")

@@ -1,8 +1,8 @@
 """Which image comes when, and with which random numbers: all from seed, epoch and index, so that a run can resume."""
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from math import ceil
 from typing import Any
 
@@ -37,14 +37,21 @@ class ReproducibleSamples(Dataset):
 
     def __getitem__(self, place: int) -> Any:
         epoch, index = divmod(place, len(self.dataset))
-        with _seeded(self.seed, epoch, index):
+        with self.random_numbers(epoch, index):
             return self.dataset[index]
+
+    def random_numbers(self, epoch: int, index: int) -> AbstractContextManager[None]:
+        """Within, all random numbers are those that the image of this index is augmented with in this epoch."""
+        return _seeded(self.seed, epoch, index)
 
 
 class EpochOrder(Sampler[int]):
     """Every image once an epoch, shuffled by seed and epoch, or in order; for `ReproducibleSamples`.
 
-    With `sizes_hw`, (height, width) of each image, consecutive `batch_size` images have like aspect ratios.
+    With `sizes_hw`, (height, width) of each image, consecutive `batch_size` images have like shapes: aspect ratios, and
+    with `final_hw`, the `DetectionTransform.final_hw` of the samples, sizes after augmentation. Of several processes
+    that share the images batch by batch, let `batch_size` be that of all: their batches then are alike, too, and none
+    waits for another in a step.
     """
 
     # No set_epoch of its own: Accelerate hands the epoch to the sampler or else to the data set, and only the latter
@@ -56,22 +63,29 @@ class EpochOrder(Sampler[int]):
         shuffle: bool = True,
         sizes_hw: Sequence[tuple[int, int]] | None = None,
         batch_size: int = 1,
+        final_hw: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
     ):
-        self.samples, self.shuffle, self.batch_size = samples, shuffle, batch_size
+        self.samples, self.shuffle = samples, shuffle
         self.by_shape = None
         if sizes_hw is not None:
-            self.by_shape = AspectRatioBatchSampler(sizes_hw, batch_size, shuffle=shuffle, seed=samples.seed)
+
+            def augmented_hw(epoch: int, index: int) -> tuple[int, int]:
+                with samples.random_numbers(epoch, index):
+                    return final_hw(sizes_hw[index])
+
+            self.by_shape = AspectRatioBatchSampler(
+                sizes_hw, batch_size, shuffle, samples.seed, final_hw=final_hw and augmented_hw
+            )
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __iter__(self) -> Iterator[int]:
         epoch, count = self.samples.epoch, len(self.samples)
-        order: list[int] = list(range(count))
+        order: Iterable[int] = range(count)
         if self.by_shape is not None:
             self.by_shape.set_epoch(epoch)
-            batches = sorted(self.by_shape, key=len, reverse=True)  # the one that is not full comes last
-            order = [index for batch in batches for index in batch]
+            order = (index for batch in self.by_shape for index in batch)
         elif self.shuffle:
             generator = torch.Generator().manual_seed(_mixed(self.samples.seed, epoch))
             order = torch.randperm(count, generator=generator).tolist()

@@ -1,5 +1,6 @@
 """DetrTrainer: Transformers' Trainer, with DETR's optimizer, counting, evaluation and care for the data."""
 
+import os
 import time
 import warnings
 from pathlib import Path
@@ -111,6 +112,11 @@ class DetrTrainer(EvaluationMixin, Trainer):
                 f"{args.n_gpu} GPUs in one process: nn.DataParallel cannot divide lists of labels. Start a process a "
                 f"GPU, `accelerate launch --num_processes {args.n_gpu} ...`, or choose one, CUDA_VISIBLE_DEVICES=0."
             )
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and args.world_size == 1:
+            raise ValueError(
+                f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone and write over the "
+                "others' files; without a GPU, say use_cpu=True."
+            )
         if model is not None:
             self._apply_recipe(model, args)
         named = {"train_dataset": train_dataset}
@@ -145,6 +151,8 @@ class DetrTrainer(EvaluationMixin, Trainer):
             processing_class,
             **options,
         )
+        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and getattr(self.model, "training_queries", None):
+            raise ValueError("Denoising and query groups do not go with FSDP or DeepSpeed; use recipe='paper'.")
         self.model_accepts_loss_kwargs = True  # the losses are shares of the step's already
         if args.averages_weights:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -190,23 +198,28 @@ class DetrTrainer(EvaluationMixin, Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """As in Transformers, with an order and random numbers that follow from seed, epoch and image alone."""
-        if self.train_dataset is None or not hasattr(self.train_dataset, "__getitem__"):
-            if isinstance(self.train_dataset, IterableDataset | torch.utils.data.IterableDataset):
+        if self.train_dataset is None or _is_stream(self.train_dataset):
+            if self.train_dataset is not None:
                 warnings.warn("A stream has no fixed order, so a resumed run will not repeat its random augmentation.")
+                loader = self._loader(self.train_dataset, batch_size=self._train_batch_size)
+                return self.accelerator.prepare(loader)
             return super().get_train_dataloader()
         args = self.args
         strategy = getattr(args, "train_sampling_strategy", "random")
         if strategy not in ("random", "sequential"):
             raise ValueError(f"train_sampling_strategy={strategy!r} is for text; see group_by_aspect_ratio.")
-        sizes_hw = None
+        sizes_hw = final_hw = None
         if args.group_by_aspect_ratio:
             rows = raw_rows(self.train_dataset, "height", "width")
             if rows is None or len(rows.column_names) < 2:
                 raise ValueError("group_by_aspect_ratio needs a train_dataset with the columns width and height.")
             sizes_hw = list(zip(rows["height"], rows["width"], strict=True))
+            transform = transform_of(self.train_dataset)
+            if transform is not None and transform.tells_final_hw:
+                final_hw = transform.final_hw
         batch_size = self._train_batch_size
         samples = ReproducibleSamples(self.train_dataset, args.seed if args.data_seed is None else args.data_seed)
-        order = EpochOrder(samples, strategy == "random", sizes_hw, batch_size)
+        order = EpochOrder(samples, strategy == "random", sizes_hw, batch_size * args.world_size, final_hw)
         # workers that start anew with each epoch would keep the model waiting for them
         keep = args.dataloader_persistent_workers and args.dataloader_num_workers > 0
         loader = self._loader(
@@ -228,8 +241,11 @@ class DetrTrainer(EvaluationMixin, Trainer):
         if eval_dataset is None:
             raise ValueError("There is no data set to evaluate on; give eval_dataset to the trainer, or to evaluate().")
         check_is_transformed(eval_dataset, "eval_dataset")
-        if not hasattr(eval_dataset, "__getitem__"):
-            return super().get_eval_dataloader(eval_dataset)
+        if _is_stream(eval_dataset):
+            raise ValueError(
+                "eval_dataset is a stream, and nobody knows when all of its images were seen; give a Dataset, as by "
+                "Dataset.from_list(list(stream.take(500)), features=stream.features)."
+            )
         args = self.args
         share = ShareOfBatches(
             len(eval_dataset), args.eval_batch_size, args.process_index, args.world_size, even=self.is_fsdp_enabled
@@ -412,5 +428,10 @@ class DetrTrainer(EvaluationMixin, Trainer):
     def _share_norm_statistics(self) -> None:
         """Live batch norms see each process's images only; everyone takes the first process's, which are saved."""
         if self.args.world_size > 1 and not getattr(self.model.config, "freeze_backbone_norms", True):
-            for statistics in self.model.buffers():
+            models = [self.model] if self._average is None else [self.model, self._average.model]
+            for statistics in (buffer for model in models for buffer in model.buffers()):
                 broadcast(statistics)
+
+
+def _is_stream(dataset: Any) -> bool:
+    return isinstance(dataset, IterableDataset | torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__")
