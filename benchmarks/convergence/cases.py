@@ -48,7 +48,7 @@ def _digits(data: Path | None, start: Path, seed: int, make_start: bool) -> Case
     processor = DetrImageProcessor(size={"height": 96, "width": 96})
     if make_start:
         _save_fresh(start, seed, processor, _small_config(id2label(train)))
-    return Case(*_prepare(processor, train), test, processor, 32, 1e-3, 1e-3, flip=False)
+    return Case(*_prepare(processor, train), test, processor, 16, 1e-3, 1e-3, flip=False)
 
 
 def _shapes(data: Path | None, start: Path, seed: int, make_start: bool) -> Case:
@@ -62,7 +62,7 @@ def _shapes(data: Path | None, start: Path, seed: int, make_start: bool) -> Case
         model = DetrForObjectDetection.from_pretrained(tiny_checkpoint(), id2label=id2label(train))
         model.save_pretrained(start)
         processor.save_pretrained(start)
-    return Case(*_prepare(processor, train), test, processor, 32, 5e-4, 5e-4, flip=False)
+    return Case(*_prepare(processor, train), test, processor, 16, 5e-4, 5e-4, flip=False)
 
 
 def _bccd(data: Path | None, start: Path, seed: int, make_start: bool) -> Case:

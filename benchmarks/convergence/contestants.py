@@ -18,7 +18,7 @@ DEFAULTS = {
     "denoising_label_noise": 0.2,
     "query_groups": 1,
     "iou_aware_labels": False,
-    "ema_decay": None,
+    "averages": False,  # the moving average of recipe="fast"
     "rate": 1.0,  # times the learning rates of all
     "backbone_rate": 1.0,  # times the backbone's, besides
     "example_recipe": False,  # the optimizer of transformers' example script
@@ -31,10 +31,10 @@ CONTESTANTS: dict[str, dict] = {
     "stock": {"package": "stock", "auxiliary_loss": False},
     "stock-auxiliary": {"package": "stock", "auxiliary_loss": True},
     "paper": {},
-    "fast": {"denoising_queries": 3, "ema_decay": 0.998},
+    "fast": {"denoising_queries": 3, "averages": True},
     # one help at a time
     "last-layer-only": {"auxiliary_loss": False},
-    "ema": {"ema_decay": 0.998},
+    "ema": {"averages": True},
     "denoising": {"denoising_queries": 3},
     "denoising-1": {"denoising_queries": 1},
     "denoising-6": {"denoising_queries": 6},

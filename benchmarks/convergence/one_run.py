@@ -29,7 +29,7 @@ def train(case_name: str, data: Path | None, start: Path, settings: dict, seed: 
     optimizer = make_optimizer(model, settings, case.rate, case.backbone_rate)
     rates = [group["lr"] for group in optimizer.param_groups]
     clip = 0.01 if settings["example_recipe"] else 1.0
-    average = WeightAverage(model, settings["ema_decay"]) if settings["ema_decay"] else None
+    average = WeightAverage(model, decay=None) if settings["averages"] else None
     orders, flips = random.Random(seed), random.Random(seed + 1)
     budget, clock, step, order, curve = 60 * minutes, 0.0, 0, [], []
     while True:

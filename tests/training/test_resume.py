@@ -21,7 +21,7 @@ RUN = {
     "rows": scenes(6),
     "test": scenes(2, "test"),
     "augment": "paper",
-    "num_train_epochs": 2,
+    "num_train_epochs": 3,
     "eval_strategy": "steps",
     "eval_steps": 4,
     "save_strategy": "steps",
@@ -36,26 +36,26 @@ RUN = {
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A trainer after six steps in two epochs, with a checkpoint of each step."""
+    """A trainer after nine steps in three epochs, with a checkpoint of each step."""
     trainer = trainer_maker(tmp_path_factory.mktemp("undisturbed"))(model(**DROPOUT), **RUN)
     trainer.train()
     return trainer
 
 
-# in the middle of an epoch, and between two; with the images loaded by another process
-@pytest.mark.parametrize(("step", "workers"), [(2, 0), (3, 1)])
+# in the middle of an epoch, and between two; with the images loaded by another process, which outlives epochs
+@pytest.mark.parametrize(("step", "workers"), [(2, 0), (2, 1), (3, 1)])
 def test_a_resumed_run_has_the_losses_and_weights_of_an_undisturbed_one(undisturbed, make_trainer, step, workers):
     torch.manual_seed(17)
     resumed = make_trainer(model(**DROPOUT, seed=5), **{**RUN, "save_strategy": "no"}, dataloader_num_workers=workers)
     resumed.train(resume_from_checkpoint=Path(undisturbed.args.output_dir) / f"checkpoint-{step}")
 
-    assert resumed.state.global_step == undisturbed.state.global_step == 6
+    assert resumed.state.global_step == undisturbed.state.global_step == 9
     before, after = training_log(undisturbed), training_log(resumed)
     for entry, again in zip(before, after, strict=True):
         for name in (name for name in entry if name.startswith("loss") or name == "learning_rate"):
             assert again[name] == pytest.approx(entry[name], rel=1e-6, abs=1e-6), (entry["step"], name)
     evaluations = [[e["eval_loss"] for e in t.state.log_history if "eval_loss" in e] for t in (undisturbed, resumed)]
-    assert len(evaluations[0]) == 2
+    assert len(evaluations[0]) == 3
     assert evaluations[0] == pytest.approx(evaluations[1], rel=1e-6)
     for (name, weight), (_, again) in zip(
         undisturbed.model.state_dict().items(), resumed.model.state_dict().items(), strict=True

@@ -228,6 +228,9 @@ class DetrTrainer(EvaluationMixin, Trainer):
             sampler=order,
             drop_last=args.dataloader_drop_last,
             persistent_workers=keep,
+            # Its own, since a loader draws a number where it starts workers: in each epoch, or with workers that stay
+            # in the first and in a resumed one. From the training's generator, dropout would differ after a resume.
+            generator=torch.Generator(),
         )
         return self.accelerator.prepare(loader)
 
