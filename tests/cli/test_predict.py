@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -43,6 +44,7 @@ def test_a_corrupt_picture_is_named_skipped_counted_and_makes_exit_code_1(predic
     assert f"skipped: {pictures / 'broken.jpg'}" in done.stderr
     assert "1 skipped:" in done.stdout
     assert "4 pictures" in done.stdout
+    assert re.search(r"the model waited for pictures \d+\.\d% of the time", done.stdout)
     assert not of(rows, "broken.jpg")
 
 

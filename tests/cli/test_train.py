@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import shlex
 import signal
 import subprocess
@@ -35,6 +37,7 @@ def undisturbed(digits_dir, tmp_path_factory):
 def test_train_prints_the_data_first_one_bar_and_a_table_at_the_end(undisturbed):
     done, _ = undisturbed
     assert done.stdout.index("train: 8 images, ") < done.stdout.index("AP50 ")
+    assert re.search(r"the model waited for data \d+\.\d% of the time", done.stdout)
     assert done.stdout.index("objects of class") < done.stdout.index("class ")
     bars = {line.split(":")[0] for line in done.stderr.replace("\n", "\r").split("\r") if "%|" in line}
     assert bars == {"train", "evaluate"}  # one bar, whose name says what it is doing
@@ -47,6 +50,7 @@ def test_a_run_folder_holds_model_processor_numbers_pictures_and_card(undisturbe
     assert DetrImageProcessor.from_pretrained(folder).size == {"shortest_edge": 64, "longest_edge": 106}
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["steps"] == 16
+    assert 0 <= metrics["data_wait_share"] <= 1
     assert metrics["metrics"]["num_images"] == 3
     assert any("eval_map" in entry for entry in metrics["history"])
     for name in ("curves.png", "predictions.png"):
@@ -94,12 +98,17 @@ def test_ctrl_c_writes_a_checkpoint_and_the_command_it_prints_ends_with_the_undi
     folder = tmp_path / "stopped"
     words = [*COMMAND, "train", str(digits_dir), "--output", str(folder), *TINY]
     with subprocess.Popen(
-        words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=(tmp_path / "bar").open("wb"), text=True
+        words,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "bar").open("wb"),
+        text=True,
+        start_new_session=True,
     ) as run:
         while not any(f" {step}/16 " in (tmp_path / "bar").read_text() for step in range(1, 16)):
             assert run.poll() is None, (tmp_path / "bar").read_text()
             time.sleep(0.02)
-        run.send_signal(signal.SIGINT)
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does, to the data loader's worker as well
         printed = run.communicate(timeout=120)[0]
     assert run.returncode == 130, printed
     assert "a checkpoint is written" in printed

@@ -87,6 +87,14 @@ def test_resuming_without_a_checkpoint_or_without_its_average_is_an_error(make_t
         make_trainer(rows=scenes(2)).train(resume_from_checkpoint=True)
 
 
+def _anyone_left(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 SCRIPT = """
 import sys
 from tests.training.conftest import arguments, model, scenes, transformed
@@ -112,7 +120,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_an_undisturbed_
     for attempt in range(5):
         folder, kills = tmp_path / f"killed-{attempt}", 0
         while not (folder / "end" / "model.safetensors").exists():
-            process = subprocess.Popen([*command, str(folder)], env=environment, cwd=root)
+            process = subprocess.Popen([*command, str(folder)], env=environment, cwd=root, start_new_session=True)
             seen = last_checkpoint(folder)
             while process.poll() is None and kills < 1 and last_checkpoint(folder) == seen:
                 time.sleep(0.02)
@@ -121,6 +129,10 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_an_undisturbed_
                 process.send_signal(signal.SIGKILL)
                 kills += 1
             assert process.wait() in (0, -signal.SIGKILL)
+            deadline = time.monotonic() + 60  # workers look for their parent every five seconds
+            while _anyone_left(process.pid):
+                assert time.monotonic() < deadline, "workers have outlived the training"
+                time.sleep(0.2)
         assert kills
         ended = load_file(folder / "end" / "model.safetensors")
         for name, weight in expected.items():

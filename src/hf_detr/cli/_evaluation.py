@@ -12,7 +12,7 @@ from hf_detr.data.transform import DetectionTransform
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.modeling_detr import DetrForObjectDetection
 
-from ._running import in_order, same_size_batches
+from ._running import in_order, run_ahead, same_size_batches
 
 
 class PredictInClasses:
@@ -26,7 +26,9 @@ class PredictInClasses:
 
     def __call__(self, batch: dict) -> list[dict]:
         device = next(self.model.parameters()).device
-        inputs = {name: batch[name].to(device) for name in ("pixel_values", "pixel_mask") if name in batch}
+        inputs = {
+            name: batch[name].to(device, non_blocking=True) for name in ("pixel_values", "pixel_mask") if name in batch
+        }
         with torch.inference_mode():
             outputs = self.model(**inputs)
         sizes_hw = torch.stack([label["orig_size"] for label in batch["labels"]])
@@ -39,8 +41,10 @@ class PredictInClasses:
         return results
 
 
-def batches(dataset: Any, processor: DetrImageProcessor, batch_size: int, threads: int, bar: tqdm) -> Iterator[dict]:
-    """Batches of the model's inputs with the rows as targets; threads read ahead."""
+def batches(
+    dataset: Any, processor: DetrImageProcessor, batch_size: int, threads: int, bar: tqdm, pin: bool = False
+) -> Iterator[dict]:
+    """Batches of the model's inputs with the rows as targets; threads read ahead. `pin`: for copies to a GPU."""
     transform, collate = DetectionTransform(processor), DetectionCollator()
 
     def read(row: dict) -> tuple[dict, dict]:
@@ -50,6 +54,14 @@ def batches(dataset: Any, processor: DetrImageProcessor, batch_size: int, thread
 
     undecoded = dataset.cast_column("image", Image(decode=False))
     items = in_order(read, undecoded, threads, 2 * batch_size)
-    for batch in same_size_batches(items, batch_size, lambda item: item[0]["pixel_values"].shape):
-        bar.update(len(batch))
-        yield {**collate([item for item, _ in batch]), "targets": [target for _, target in batch]}
+
+    def collated() -> Iterator[dict]:
+        for batch in same_size_batches(items, batch_size, lambda item: item[0]["pixel_values"].shape):
+            inputs = collate([item for item, _ in batch])
+            if pin:
+                inputs["pixel_values"] = inputs["pixel_values"].pin_memory()
+            yield {**inputs, "targets": [target for _, target in batch]}
+
+    for batch in run_ahead(collated()):
+        bar.update(len(batch["targets"]))
+        yield batch

@@ -17,7 +17,7 @@ from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.modeling_detr import DetrForObjectDetection
 from hf_detr.visualization import draw_detections
 
-from ._running import in_order, same_size_batches
+from ._running import in_order, run_ahead, same_size_batches
 
 
 class Predictor:
@@ -43,14 +43,20 @@ class Predictor:
                 else:
                     yield index, picture, pixel_values
 
-        batches = same_size_batches(readable(), batch_size, lambda item: item[2].shape)
+        def batches() -> Iterator[tuple[list[tuple[int, Tensor]], Tensor]]:
+            on_gpu = next(self.model.parameters()).is_cuda
+            for batch in same_size_batches(readable(), batch_size, lambda item: item[2].shape):
+                pixel_values = torch.stack([pixels for _, _, pixels in batch])
+                yield [item[:2] for item in batch], pixel_values.pin_memory() if on_gpu else pixel_values
+
+        made = run_ahead(batches())
         while True:
             begun = time.perf_counter()
-            batch = next(batches, None)
+            batch = next(made, None)
             self.waited_s += time.perf_counter() - begun
             if batch is None:
                 break
-            yield from self._detect(batch)
+            yield from self._detect(*batch)
             while unreadable:
                 yield (*unreadable.pop(), None)
         while unreadable:
@@ -65,13 +71,13 @@ class Predictor:
             reason = str(error)
             return reason if str(file) in reason else f"{file}: {reason}", None
 
-    def _detect(self, batch: list[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, Tensor, dict]]:
+    def _detect(self, pictures: list[tuple[int, Tensor]], pixel_values: Tensor) -> Iterator[tuple[int, Tensor, dict]]:
         device = next(self.model.parameters()).device
         with torch.inference_mode():
-            outputs = self.model(torch.stack([pixel_values for _, _, pixel_values in batch]).to(device))
-        sizes_hw = [tuple(picture.shape[-2:]) for _, picture, _ in batch]
+            outputs = self.model(pixel_values.to(device, non_blocking=True))
+        sizes_hw = [tuple(picture.shape[-2:]) for _, picture in pictures]
         found = self.processor.post_process_object_detection(outputs, self.threshold, target_sizes=sizes_hw)
-        for (index, picture, _), detections in zip(batch, found, strict=True):
+        for (index, picture), detections in zip(pictures, found, strict=True):
             yield index, picture, detections
 
 

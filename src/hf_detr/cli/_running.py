@@ -92,6 +92,20 @@ def in_order(
         pool.shutdown(cancel_futures=True)
 
 
+def run_ahead(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
+    """The same items, made by a thread up to `ahead` of them before they are asked for."""
+    iterator, end = iter(items), object()
+    pool = ThreadPoolExecutor(1)
+    pending = deque(pool.submit(next, iterator, end) for _ in range(ahead))
+    try:
+        while (item := pending.popleft().result()) is not end:
+            pending.append(pool.submit(next, iterator, end))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
+        getattr(iterator, "close", bool)()  # a generator has threads of its own to end
+
+
 def same_size_batches(
     items: Iterable[Item], batch_size: int, size_of: Callable[[Item], Hashable]
 ) -> Iterator[list[Item]]:

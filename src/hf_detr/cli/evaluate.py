@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     evaluator = CocoEvaluator(names, **evaluator_arguments)
     predict = PredictInClasses(model.to(device), processor, class_of_label)
     with progress_bar(len(dataset), f"evaluate {split}") as bar:
-        read = batches(dataset, processor, args.batch_size, args.threads, bar)
+        read = batches(dataset, processor, args.batch_size, args.threads, bar, pin=device.type == "cuda")
         evaluate_detections(predict, read, evaluator, targets_key="targets")
     print(f"{args.model} on {args.data}, split {split!r}\n")
     print(evaluator.table())

@@ -91,7 +91,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument("--seed", type=counting, default=0, metavar="N", help="of weights, order and augmentation")
     training.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU where there is one")
-    training.add_argument("--workers", type=counting, default=2, metavar="N", help="processes that load images")
+    training.add_argument(
+        "--workers", type=counting, metavar="N",
+        help="processes that load images (default: 2 for a CPU, up to 8 for a GPU, as there are cores)",
+    )  # fmt: skip
 
     card = parser.add_argument_group("publishing")
     card.add_argument("--license", default="apache-2.0", metavar="ID", help="for the model card (default apache-2.0)")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from ..data.bad_boxes import ON_BAD_BOX
@@ -90,6 +91,9 @@ class DetrTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         _check(self)
+        if self.accelerator_config is None and torch.cuda.is_available() and not self.use_cpu:
+            # out of pinned memory, so that the host need not wait for the copy
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
         if "no" in (_text(self.eval_strategy), _text(self.save_strategy)):
             self.load_best_model_at_end = False
         super().__post_init__()
