@@ -104,7 +104,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     training.add_argument("--weight-decay", type=float, default=1e-4)
     training.add_argument("--lr-drop", type=positive, default=200, metavar="EPOCH", help="every so often, rates / 10")
     training.add_argument("--clip", type=float, default=0.1, help="largest norm of the gradient")
-    training.add_argument("--recipe", choices=tuple(RECIPES), default="paper", help="fast: denoising, averaged")
+    training.add_argument("--recipe", choices=tuple(RECIPES), default="paper", help="fast: with help in training")
     training.add_argument("--ema", type=float, metavar="DECAY", help="average the weights; 0: not, whatever the recipe")
     training.add_argument("--patience", type=positive, metavar="N", help="stop after N evaluations without a better AP")
     training.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), help="accelerate launch's unless given")

@@ -2,10 +2,10 @@
 
 digits: generated scenes of handwritten digits, 96 px, from random weights.
 shapes: generated scenes of drawn shapes, 96 px, from the small checkpoint of this package.
-bccd:   real photographs of blood cells, 240 px, from an ImageNet backbone and a fresh transformer.
+bccd:   real photographs of blood cells, from an ImageNet backbone and what else examples/start_from_efficientnet.py
+        made: by default the transformer of the small checkpoint.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,14 +71,6 @@ def _bccd(data: Path | None, start: Path, seed: int, make_start: bool) -> Case:
         raise ValueError("bccd needs --data DIR, the folder with its ImageSets.")
     splits = load_detection_dataset(data, format="voc", on_bad_box="drop")
     processor = DetrImageProcessor.from_pretrained(start)
-    if make_start:  # the backbone stays, the rest is drawn anew
-        torch.manual_seed(seed)
-        given = DetrForObjectDetection.from_pretrained(start)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = DetrForObjectDetection(given.config)
-        model.model.backbone.load_state_dict(given.model.backbone.state_dict())
-        model.save_pretrained(start)
     return Case(*_prepare(processor, splits["train"]), splits["test"], processor, 8, 5e-4, 1e-4, flip=True)
 
 

@@ -17,6 +17,7 @@ DEFAULTS = {
     "denoising_box_noise": 0.4,
     "denoising_label_noise": 0.2,
     "query_groups": 1,
+    "encoder_auxiliary_loss": False,
     "iou_aware_labels": False,
     "averages": False,  # the moving average of recipe="fast"
     "rate": 1.0,  # times the learning rates of all
@@ -31,17 +32,24 @@ CONTESTANTS: dict[str, dict] = {
     "stock": {"package": "stock", "auxiliary_loss": False},
     "stock-auxiliary": {"package": "stock", "auxiliary_loss": True},
     "paper": {},
-    "fast": {"denoising_queries": 3, "averages": True},
+    "fast": {"denoising_queries": 3, "encoder_auxiliary_loss": True, "averages": True},
     # one help at a time
     "last-layer-only": {"auxiliary_loss": False},
-    "ema": {"averages": True},
+    "average": {"averages": True},
     "denoising": {"denoising_queries": 3},
     "denoising-1": {"denoising_queries": 1},
     "denoising-6": {"denoising_queries": 6},
     "groups": {"query_groups": 3},
     "iou-aware": {"iou_aware_labels": True},
+    "encoder": {"encoder_auxiliary_loss": True},
+    # together
     "denoising+groups": {"denoising_queries": 3, "query_groups": 3},
-    "denoising+iou-aware": {"denoising_queries": 3, "iou_aware_labels": True},
+    "denoising+encoder": {"denoising_queries": 3, "encoder_auxiliary_loss": True},
+    "denoising+encoder+iou-aware": {
+        "denoising_queries": 3,
+        "encoder_auxiliary_loss": True,
+        "iou_aware_labels": True,
+    },
 }
 
 
@@ -68,7 +76,7 @@ def make_model(start: Path, settings: dict) -> nn.Module:
                 _thaw_norms(model)
             return model.train()
         names = ("auxiliary_loss", "denoising_queries", "denoising_box_noise", "denoising_label_noise", "query_groups",
-                 "iou_aware_labels")  # fmt: skip
+                 "encoder_auxiliary_loss", "iou_aware_labels")  # fmt: skip
         model = hf_detr.DetrForObjectDetection.from_pretrained(start, **{name: settings[name] for name in names})
         return model.train()
 

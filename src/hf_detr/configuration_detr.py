@@ -25,6 +25,7 @@ _OWN_FIELDS = (
     "denoising_label_noise",
     "query_groups",
     "iou_aware_labels",
+    "encoder_auxiliary_loss",
 )
 # Names that are views of others; a file that states both states the same.
 _ALIASES = {
@@ -84,6 +85,8 @@ class DetrConfig(PreTrainedConfig):
         denoising_label_noise: chance that a copy's label is a random one.
         query_groups: 1, or how many groups of `num_queries` object queries train, each matched on its own.
         iou_aware_labels: the class target of a matched query is its box's IoU, the rest "no object".
+        encoder_auxiliary_loss: every cell of the encoded feature map says which object it lies on; see
+            `loss.encoder_loss`.
 
     Raises:
         ValueError: a value is impossible or contradicts another; the message says what to change.
@@ -140,6 +143,7 @@ class DetrConfig(PreTrainedConfig):
     denoising_label_noise: float = 0.2
     query_groups: int = 1
     iou_aware_labels: bool = False
+    encoder_auxiliary_loss: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         own_block = kwargs.pop("hf_detr", None)
@@ -279,6 +283,7 @@ class DetrConfig(PreTrainedConfig):
         _require("query_groups", self.query_groups, "a whole number of at least 1", lambda v: _is_int(v) and v >= 1)
         for name in ("encoder_layers", "denoising_queries"):
             _require(name, getattr(self, name), "a whole number of at least 0", lambda v: _is_int(v) and v >= 0)
+        _require("encoder_auxiliary_loss", self.encoder_auxiliary_loss, "True or False", lambda v: isinstance(v, bool))
         for name in ("denoising_box_noise", "denoising_label_noise"):
             _require(name, getattr(self, name), "a number in [0, 1]", lambda v: _is_number(v) and 0 <= v <= 1)
         _require("num_labels", self.num_labels, "at least 1 class", lambda v: v >= 1)

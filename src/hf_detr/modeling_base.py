@@ -28,8 +28,8 @@ class DetrPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["ConvEncoder", "EncoderLayer", "DecoderLayer"]  # noqa: RUF012
     # counters of live batch norms, which some files hold, and what only a training's checkpoint holds
-    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked$", r"^training_queries\."]  # noqa: RUF012
-    _keys_to_ignore_on_load_missing = [r"^training_queries\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked$", r"^training_only\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_missing = [r"^training_only\."]  # noqa: RUF012
 
     def __init__(self, config: DetrConfig, *inputs, **kwargs):
         config.check()  # fields may have been set since it was made

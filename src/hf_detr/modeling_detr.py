@@ -14,11 +14,13 @@ from transformers.modeling_outputs import BaseModelOutput
 from .checkpoints.class_transfer import keep_rows, shared_classes
 from .checkpoints.original import load_original
 from .configuration_detr import DetrConfig
-from .loss import NoisedTargets, Targets, detection_loss, noise_targets, pack_targets
+from .loss import CellPredictions, NoisedTargets, Targets, detection_loss, noise_targets, pack_targets
 from .modeling_base import DetrPreTrainedModel, loading_checkpoint
 from .modeling_model import DetrModel
 from .modeling_outputs import DetrModelOutput, DetrObjectDetectionOutput
+from .nn.encoder_head import EncoderHead
 from .nn.heads import BoxHead
+from .nn.training_only import TrainingOnly
 from .nn.training_queries import ExtraQueries, TrainingQueries
 
 # B images, L decoder layers, Q queries, D channels, C classes
@@ -41,9 +43,9 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         self.model = DetrModel(config)
         self.class_labels_classifier = nn.Linear(config.d_model, config.num_labels + 1)  # and "no object"
         self.bbox_predictor = BoxHead(config.d_model)
-        self.training_queries = _make_training_queries(config)
+        self.training_only = _make_training_only(config)
         self.post_init()
-        self._leave_training_queries_out_of_files()
+        self._leave_training_only_out_of_files()
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -56,8 +58,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             kwargs.pop("label2id", None)  # follows from id2label
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if model.training_queries is not None:
-            model.training_queries.start_fresh_groups_from(model.model.query_position_embeddings.weight)
+        model._start_fresh_groups()
         if id2label is not None:
             model.set_classes(id2label)
         elif num_labels not in (None, model.config.num_labels):
@@ -81,8 +82,8 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             keep_rows(old.weight, head.weight, shared)
             keep_rows(old.bias, head.bias, shared)
             self.class_labels_classifier = head.train(self.training)
-            if self.training_queries is not None:
-                self.training_queries.set_classes(len(id2label), shared)
+            if self.training_only is not None:
+                self.training_only.set_classes(len(id2label), shared)
             config.id2label, config.label2id = id2label, {name: index for index, name in id2label.items()}
         else:
             shared = {index: index for index in id2label}
@@ -95,38 +96,53 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         return kept
 
     @torch.no_grad()
-    def set_training_queries(self, *, denoising_queries: int | None = None, query_groups: int | None = None) -> None:
-        """Changes the help that training gets from further queries; what is left out stays. Call it before the
+    def set_training_help(
+        self,
+        *,
+        denoising_queries: int | None = None,
+        query_groups: int | None = None,
+        encoder_auxiliary_loss: bool | None = None,
+    ) -> None:
+        """Changes the help that has parameters of its own in training; what is left out stays. Call it before the
         optimizer is made. New groups start from the object queries as they are. See `DetrConfig`; ValueError likewise.
         """
         config = self.config
-        before = config.denoising_queries, config.query_groups
-        config.denoising_queries = before[0] if denoising_queries is None else denoising_queries
-        config.query_groups = before[1] if query_groups is None else query_groups
+        wanted = {
+            "denoising_queries": denoising_queries,
+            "query_groups": query_groups,
+            "encoder_auxiliary_loss": encoder_auxiliary_loss,
+        }
+        before = {name: getattr(config, name) for name in wanted}
+        for name, value in wanted.items():
+            setattr(config, name, before[name] if value is None else value)
         try:
             config.check()
         except ValueError:
-            config.denoising_queries, config.query_groups = before
+            for name, value in before.items():
+                setattr(config, name, value)
             raise
-        made = _make_training_queries(config)
-        if made is not None:
-            made.to(self.device, self.dtype).train(self.training)
-            made.apply(self._init_weights)
-            made.start_fresh_groups_from(self.model.query_position_embeddings.weight)
-        self.training_queries = made
-        self._leave_training_queries_out_of_files()
+        self.training_only = _make_training_only(config)
+        if self.training_only is not None:
+            self.training_only.to(self.device, self.dtype).train(self.training)
+            self.training_only.apply(self._init_weights)
+            self._start_fresh_groups()
+        self._leave_training_only_out_of_files()
 
-    def _leave_training_queries_out_of_files(self) -> None:
-        """What `save_pretrained` writes is a plain DETR. Checkpoints to go on from keep them beside it: `state_dict()`
-        has them, and `DetrTrainer` writes them into a file of their own."""
-        names = () if self.training_queries is None else self.training_queries.state_dict()
-        self._keys_to_ignore_on_save = {f"training_queries.{name}" for name in names}
+    def _start_fresh_groups(self) -> None:
+        if self.training_only is not None and self.training_only.queries is not None:
+            self.training_only.queries.start_fresh_groups_from(self.model.query_position_embeddings.weight)
+
+    def _leave_training_only_out_of_files(self) -> None:
+        """What `save_pretrained` writes is a plain DETR. Checkpoints to go on from keep the rest beside it:
+        `state_dict()` has it, and `DetrTrainer` writes it into a file of its own."""
+        names = () if self.training_only is None else self.training_only.state_dict()
+        self._keys_to_ignore_on_save = {f"training_only.{name}" for name in names}
 
     @torch.no_grad()
     def resize_queries(self, num_queries: int) -> None:
         super().resize_queries(num_queries)
         if self.config.query_groups > 1:
-            self.set_training_queries()  # groups of the new number
+            self.set_training_help()  # groups of the new number
 
     def forward(
         self,
@@ -162,7 +178,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         if labels is not None:
             batch_size = len(labels) if pixel_values is None else len(pixel_values)
             labels = pack_targets(labels, batch_size, self.device)
-            if self.training and self.training_queries is not None:
+            if self.training and self.training_only is not None and self.training_only.queries is not None:
                 noised, extra_queries = self._extra_queries(labels)
         outputs = self.model(
             pixel_values,
@@ -190,6 +206,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
                 query_groups=1 if extra_queries is None else config.query_groups,
                 noised=noised,
                 iou_aware_labels=config.iou_aware_labels,
+                cells=self._cells(outputs),
                 class_cost=config.class_cost,
                 bbox_cost=config.bbox_cost,
                 giou_cost=config.giou_cost,
@@ -263,7 +280,17 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             )
             names = ("noised_labels", "noised_boxes_cxcywh", "copy", "is_real")
             copies = {name: getattr(noised, name) for name in names}
-        return noised, self.training_queries(config.num_queries, len(targets.sizes), **copies)
+        return noised, self.training_only.queries(config.num_queries, len(targets.sizes), **copies)
+
+    def _cells(self, outputs: DetrModelOutput) -> CellPredictions | None:
+        """What the encoder's head says, in training; in the weights' own precision, as the other heads."""
+        centres_xy = outputs.cell_centres_xy
+        if centres_xy is None:
+            return None
+        with torch.autocast(centres_xy.device.type, enabled=False):
+            return CellPredictions(
+                *self.training_only.encoder_head(outputs.encoder_last_hidden_state, centres_xy), centres_xy
+            )
 
     def _heads(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """(..., Q, D) -> logits (..., Q, C + 1) and boxes (..., Q, 4) in [0, 1].
@@ -276,12 +303,15 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             return self.class_labels_classifier(states), self.bbox_predictor(states).sigmoid()
 
 
-def _make_training_queries(config: DetrConfig) -> TrainingQueries | None:
-    if config.query_groups == 1 and not config.denoising_queries:
-        return None
-    return TrainingQueries(
-        config.d_model, config.num_queries, config.query_groups, config.num_labels, config.denoising_queries > 0
-    )
+def _make_training_only(config: DetrConfig) -> TrainingOnly | None:
+    queries, head = None, None
+    if config.query_groups > 1 or config.denoising_queries:
+        queries = TrainingQueries(
+            config.d_model, config.num_queries, config.query_groups, config.num_labels, config.denoising_queries > 0
+        )
+    if config.encoder_auxiliary_loss:
+        head = EncoderHead(config.d_model, config.num_labels)
+    return None if queries is None and head is None else TrainingOnly(queries, head)
 
 
 def _without_extra_queries(outputs: DetrModelOutput, num_queries: int) -> DetrModelOutput:

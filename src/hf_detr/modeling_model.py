@@ -17,7 +17,7 @@ from .configuration_detr import DetrConfig
 from .modeling_base import DetrPreTrainedModel, loading_checkpoint
 from .modeling_outputs import DetrModelOutput
 from .nn.backbone import ConvEncoder, build_timm_backbone, build_transformers_backbone
-from .nn.position_embedding import LearnedPositionEmbedding, SinePositionEmbedding
+from .nn.position_embedding import LearnedPositionEmbedding, SinePositionEmbedding, cell_centres_xy
 from .nn.training_queries import ExtraQueries
 from .nn.transformer import AttentionFunction, Decoder, DecoderLayer, Encoder, EncoderLayer, eager_attention
 
@@ -161,6 +161,7 @@ class DetrModel(DetrPreTrainedModel):
         def weights(attentions: list[Tensor] | None) -> tuple[Tensor, ...] | None:
             return tuple(attentions) if output_attentions and attentions is not None else None
 
+        cells_train = self.training and config.encoder_auxiliary_loss
         output = DetrModelOutput(
             last_hidden_state=last,
             decoder_hidden_states=hidden(states_before, last),
@@ -170,6 +171,7 @@ class DetrModel(DetrPreTrainedModel):
             encoder_hidden_states=hidden(encoder_states, memory),
             encoder_attentions=weights(encoder_attentions),
             intermediate_hidden_states=intermediate,
+            cell_centres_xy=cell_centres_xy(height, width, cell_mask, features.device) if cells_train else None,
         )
         return output if return_dict else output.to_tuple()
 

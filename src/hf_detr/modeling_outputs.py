@@ -21,9 +21,12 @@ class DetrModelOutput(Seq2SeqModelOutput):
         encoder_hidden_states: encoder layers + 1 of (B, HW, D).
         encoder_attentions: encoder layers of (B, heads, HW, HW).
         intermediate_hidden_states: (L, B, Q, D) states after each decoder layer, normed, with `auxiliary_loss`.
+        cell_centres_xy: (B or 1, HW, 2) centres of the feature map's cells in [0, 1] of the visible image, -1 on
+            padding; only in training with `encoder_auxiliary_loss`.
     """
 
     intermediate_hidden_states: Tensor | None = None
+    cell_centres_xy: Tensor | None = None
 
 
 @dataclass

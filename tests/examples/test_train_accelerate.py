@@ -213,8 +213,8 @@ def test_the_fast_recipe_leaves_a_plain_detr_and_resumes_exactly(tmp_path, monke
     assert all("loss_denoising" in entry for entry in history(tmp_path / "halves"))
     assert_same_losses(history(tmp_path / "whole"), history(tmp_path / "halves"), 1e-6)
     assert_same_weights(*(last_checkpoint(tmp_path / name) for name in ("whole", "halves")), 1e-6)
-    assert any("training_queries" in name for name in weights(last_checkpoint(tmp_path / "halves")))
-    assert not any("training_queries" in name for name in weights(tmp_path / "halves" / "best"))
+    assert any("training_only" in name for name in weights(last_checkpoint(tmp_path / "halves")))
+    assert not any("training_only" in name for name in weights(tmp_path / "halves" / "best"))
     moved = weights(last_checkpoint(tmp_path / "halves")), weights(tmp_path / "halves" / "best")
     assert not torch.equal(*(one["class_labels_classifier.weight"] for one in moved))  # the average
 

@@ -26,7 +26,7 @@ def test_fast_helps_in_training_and_paper_does_not(make_trainer):
     assert all("loss_denoising" in entry for entry in training_log(fast))
     paper = make_trainer(model(denoising_queries=2), rows=scenes(4), recipe="paper")
     assert paper.model.config.denoising_queries == 0
-    assert paper.model.training_queries is None
+    assert paper.model.training_only is None
     assert make_trainer(model(denoising_queries=2)).model.config.denoising_queries == 2  # no recipe: the model's own
 
 
@@ -70,7 +70,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(make_trainer, ema_decay):
     ended = resumed.model.state_dict()
     for name, value in whole.model.state_dict().items():
         # the average of parameters that no inference has is started anew
-        if ema_decay == 0 or "training_queries" not in name:
+        if ema_decay == 0 or "training_only" not in name:
             torch.testing.assert_close(ended[name], value, rtol=0, atol=1e-6, msg=name)
 
 
@@ -78,8 +78,8 @@ def test_resuming_with_other_help_says_so(make_trainer):
     trainer = make_trainer(model(), rows=scenes(2), recipe="fast", ema_decay=0, **{**RUN, "num_train_epochs": 1})
     trainer.train()
     checkpoint = f"{trainer.args.output_dir}/checkpoint-1"
-    assert "label_contents.weight" in load_file(f"{checkpoint}/training_queries.safetensors")
-    with pytest.raises(ValueError, match="was saved with denoising or query groups; resume with them"):
+    assert "queries.label_contents.weight" in load_file(f"{checkpoint}/training_only.safetensors")
+    with pytest.raises(ValueError, match="was saved with training-only help; resume with it"):
         make_trainer(model(), rows=scenes(2), **RUN).train(resume_from_checkpoint=checkpoint)
 
 

@@ -1,8 +1,18 @@
 """The bipartite loss: pure functions of tensors."""
 
 from .denoising import NoisedTargets, noise_targets
+from .encoder_loss import CellPredictions
 from .matcher import Matches, match
 from .set_loss import detection_loss
 from .targets import Targets, pack_targets
 
-__all__ = ["Matches", "NoisedTargets", "Targets", "detection_loss", "match", "noise_targets", "pack_targets"]
+__all__ = [
+    "CellPredictions",
+    "Matches",
+    "NoisedTargets",
+    "Targets",
+    "detection_loss",
+    "match",
+    "noise_targets",
+    "pack_targets",
+]

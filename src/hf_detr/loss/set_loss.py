@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..boxes import cxcywh_to_xyxy, giou, iou
 from .denoising import NoisedTargets, denoising_losses
+from .encoder_loss import CellPredictions, encoder_loss
 from .matcher import Matches, match
 from .targets import Targets, pack_targets, to_device
 
@@ -27,10 +28,12 @@ class Normalisers:
     Attributes:
         boxes: objects, at least 1 (original: per process, the mean over processes).
         class_weights: the summed weights of the classification: 1 for each match, `eos_coefficient` for the rest.
+        images: images.
     """
 
     boxes: Tensor | float
     class_weights: Tensor | float
+    images: Tensor | float
 
 
 def detection_loss(
@@ -41,6 +44,7 @@ def detection_loss(
     query_groups: int = 1,
     noised: NoisedTargets | None = None,
     iou_aware_labels: bool = False,
+    cells: CellPredictions | None = None,
     class_cost: float = 1.0,
     bbox_cost: float = 5.0,
     giou_cost: float = 2.0,
@@ -62,6 +66,7 @@ def detection_loss(
             first's.
         noised: the copies that follow; their loss is added, see `denoising_losses`.
         iou_aware_labels: the class target of a matched query is its box's IoU with the object, the rest "no object".
+        cells: what the cells of the encoded feature map say; their loss is added, see `encoder_loss`.
         num_items_in_batch: objects of the whole optimizer step, over all its micro-batches and processes, where it is
             more than this one forward pass. The losses of the passes then add up to the step's.
         num_images_in_batch: the images of that step, for the classification. Left out, they are taken to be as many as
@@ -72,8 +77,8 @@ def detection_loss(
     Returns:
         the loss, and a dict of `loss_ce`, `loss_bbox`, `loss_giou` (unweighted), `cardinality_error` and `class_error`
         (in percent, only of the last layer), the two errors without gradient; names ending in `_l` for the layers
-        before the last. With groups, `loss_groups`, and with copies, `loss_denoising`: their weighted sums over layers,
-        as they are in the loss.
+        before the last. With groups, `loss_groups`, with copies, `loss_denoising`, and with cells, `loss_encoder`:
+        their weighted sums (over layers), as they are in the loss.
 
     Raises:
         TypeError, ValueError: see `pack_targets` and `match`.
@@ -125,6 +130,8 @@ def detection_loss(
             copies = slice(query_groups * num_queries, None)
             mended = denoising_losses(logits[:, :, copies], boxes_cxcywh[:, :, copies], noised, normalisers.boxes)
             further["loss_denoising"] = weighted(mended).sum()
+        if cells is not None:
+            further["loss_encoder"] = weighted(encoder_loss(cells, targets, normalisers.boxes, normalisers.images))
 
         parts["cardinality_error"] = _cardinality_error(matched_logits[:num_layers], targets)
         last = num_layers - 1
@@ -160,15 +167,15 @@ def count_normalisers(
         if matched_in_step is None:
             matched_in_step = matched * share if num_boxes else num_items_in_batch
         class_weights = matched_in_step + eos_coefficient * (images * num_queries - matched_in_step)
-        return Normalisers(_at_least_one(num_items_in_batch), class_weights)
+        return Normalisers(_at_least_one(num_items_in_batch), class_weights, images)
     class_weights = matched + eos_coefficient * (num_images * num_queries - matched)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        counts = torch.tensor([num_boxes, class_weights], dtype=torch.float32)
+        counts = torch.tensor([num_boxes, class_weights, num_images], dtype=torch.float32)
         counts = to_device(counts.numpy(), device)
         torch.distributed.all_reduce(counts)  # the sum; divided once
         counts = counts / torch.distributed.get_world_size()
-        return Normalisers(counts[0].clamp(min=1), counts[1])
-    return Normalisers(max(num_boxes, 1), class_weights)
+        return Normalisers(counts[0].clamp(min=1), counts[1], counts[2])
+    return Normalisers(max(num_boxes, 1), class_weights, num_images)
 
 
 def _at_least_one(count: Tensor | int) -> Tensor | int:

@@ -13,6 +13,7 @@ from transformers import AutoBackbone, PreTrainedConfig
 
 from .folding import fold_norms, unfold_norms
 from .frozen_norm import drop_batch_counters, freeze_norms, unfreeze_norms
+from .fused_blocks import fuse_blocks, part_blocks
 
 
 class ConvEncoder(nn.Module):
@@ -44,10 +45,12 @@ class ConvEncoder(nn.Module):
         how many."""
         count = freeze_norms(self.model)
         fold_norms(self.model)
+        fuse_blocks(self.model)
         return count
 
     def unfreeze_norms(self) -> int:
         """Gives every batch norm its statistics and training back; returns how many."""
+        part_blocks(self.model)
         unfold_norms(self.model)
         return unfreeze_norms(self.model)
 

@@ -26,10 +26,18 @@ class FoldedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.does_the_norm():
             return self._convolve(x, self.weight, self.bias)
-        scale, shift = self.__dict__["norm"].scale_and_shift()
+        return self._convolve(x, *self.folded())
+
+    @property
+    def norm_behind(self) -> FrozenBatchNorm2d:
+        return self.__dict__["norm"]
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias that do the norm as well."""
+        scale, shift = self.norm_behind.scale_and_shift()
         weight = (self.weight * scale.view(-1, 1, 1, 1)).to(self.weight.dtype)
         bias = shift if self.bias is None else shift + self.bias * scale
-        return self._convolve(x, weight, bias.to(weight.dtype))
+        return weight, bias.to(weight.dtype)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._conv_forward(x, weight, bias)

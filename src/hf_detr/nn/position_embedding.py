@@ -60,6 +60,15 @@ class LearnedPositionEmbedding(nn.Module):
         return torch.cat((columns, rows), dim=-1).flatten(0, 1)[None]  # columns first, as published
 
 
+def cell_centres_xy(height: int, width: int, mask: Tensor | None, device: torch.device) -> Tensor:
+    """`mask` as for the embeddings -> (B or 1, HW, 2) float32, in [0, 1] of the visible image; -1 on padding."""
+    if mask is None:
+        mask = torch.ones(1, height, width, dtype=torch.bool, device=device)
+    row, column = mask.cumsum(1, dtype=torch.float32), mask.cumsum(2, dtype=torch.float32)  # (B, H, W), from 1
+    centres = torch.stack(((column - 0.5) / column[:, :, -1:], (row - 0.5) / row[:, -1:, :]), dim=-1)
+    return centres.masked_fill(~mask[..., None], -1.0).flatten(1, 2)
+
+
 def sine_waves(positions: Tensor, features: int, temperature: float = 10_000.0) -> Tensor:
     """(...) in [0, 1] -> (..., features) float32: sine and cosine of each frequency, side by side; `features` is even.
     A position of 1 is a whole turn of the fastest."""

@@ -22,8 +22,9 @@ class DetrTrainingArguments(TrainingArguments):
 
     Fields of this class:
         recipe: "paper", or "fast" for the best combination of training-only help that was measured (docs/results.md);
-            None leaves the model as its configuration says. What it sets, the next four fields can set otherwise.
-        denoising_queries, query_groups, iou_aware_labels: as in `DetrConfig`; None: as the recipe says.
+            None leaves the model as its configuration says. What it sets, the next five fields can set otherwise.
+        denoising_queries, query_groups, encoder_auxiliary_loss, iou_aware_labels: as in `DetrConfig`; None: as the
+            recipe says.
         backbone_learning_rate: of all parameters of the backbone that train.
         lr_drop_at: the share of the training, in (0, 1), after which all rates fall to a tenth; None for never. Only
             with `lr_scheduler_type` "constant" or "constant_with_warmup"; other schedules are as in Transformers.
@@ -57,6 +58,7 @@ class DetrTrainingArguments(TrainingArguments):
     recipe: str | None = field(default=None, metadata={"help": f"One of {', '.join(RECIPES)}."})
     denoising_queries: int | None = field(default=None, metadata={"help": "Noised copies of each target."})
     query_groups: int | None = field(default=None, metadata={"help": "Groups of object queries, matched each."})
+    encoder_auxiliary_loss: bool | None = field(default=None, metadata={"help": "A loss for the encoder's cells."})
     iou_aware_labels: bool | None = field(default=None, metadata={"help": "Class targets follow the boxes' IoU."})
     ema_decay: float | None = field(default=None, metadata={"help": "Average the weights, with this decay a step."})
     early_stopping_patience: int | None = field(default=None, metadata={"help": "Evaluations without a better AP."})

@@ -8,8 +8,8 @@ from pathlib import Path
 _LAST_WRITTEN = "trainer_state.json"
 # The weights that train, where model.safetensors holds their average.
 TRAINED_WEIGHTS = "training_weights.safetensors"
-# The parameters of denoising and query groups, which model.safetensors leaves out.
-TRAINING_QUERIES = "training_queries.safetensors"
+# The parameters that only training has, which model.safetensors leaves out.
+TRAINING_ONLY = "training_only.safetensors"
 
 
 def last_checkpoint(output_dir: str | Path) -> Path | None:

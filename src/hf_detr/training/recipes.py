@@ -15,22 +15,23 @@ class Recipe:
     """Values for what the user leaves open.
 
     Attributes:
-        denoising_queries, query_groups, iou_aware_labels: as in `DetrConfig`.
+        denoising_queries, query_groups, encoder_auxiliary_loss, iou_aware_labels: as in `DetrConfig`.
         averages: keep a moving average of the weights, over a share of the steps so far; see `WeightAverage`.
     """
 
     denoising_queries: int = 0
     query_groups: int = 1
+    encoder_auxiliary_loss: bool = False
     iou_aware_labels: bool = False
     averages: bool = False
 
 
 RECIPES = {
     "paper": Recipe(),
-    "fast": Recipe(denoising_queries=3, averages=True),
+    "fast": Recipe(denoising_queries=3, encoder_auxiliary_loss=True, averages=True),
 }
 # What a recipe says about the model, and a user may say otherwise.
-MODEL_SETTINGS = ("denoising_queries", "query_groups", "iou_aware_labels")
+MODEL_SETTINGS = ("denoising_queries", "query_groups", "encoder_auxiliary_loss", "iou_aware_labels")
 
 
 def apply_recipe(model: nn.Module, recipe: str | None, **wishes: Any) -> dict[str, Any]:
@@ -45,16 +46,16 @@ def apply_recipe(model: nn.Module, recipe: str | None, **wishes: Any) -> dict[st
     wanted = {} if recipe is None else {name: getattr(RECIPES[recipe], name) for name in MODEL_SETTINGS}
     wanted |= {name: value for name, value in wishes.items() if value is not None}
     config = model.config
-    if not hasattr(model, "set_training_queries"):
+    if not hasattr(model, "set_training_help"):
         asked = {name: value for name, value in wanted.items() if value != getattr(Recipe(), name)}
         if asked:
             raise TypeError(
-                f"{type(model).__name__} has no training queries, so {asked} cannot be; use recipe='paper'."
+                f"{type(model).__name__} has no help in training, so {asked} cannot be; use recipe='paper'."
             )
         return {}
-    queries = {name: wanted[name] for name in ("denoising_queries", "query_groups") if name in wanted}
-    if any(getattr(config, name) != value for name, value in queries.items()):
-        model.set_training_queries(**queries)
+    with_parameters = {name: value for name, value in wanted.items() if name != "iou_aware_labels"}
+    if any(getattr(config, name) != value for name, value in with_parameters.items()):
+        model.set_training_help(**with_parameters)
     if "iou_aware_labels" in wanted:
         config.iou_aware_labels = wanted["iou_aware_labels"]
     return {name: getattr(config, name) for name in MODEL_SETTINGS}

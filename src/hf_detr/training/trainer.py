@@ -20,7 +20,7 @@ from ..evaluation import CocoEvaluator
 from .arguments import DetrTrainingArguments
 from .average import WeightAverage
 from .callbacks import EarlyStopping, UpdateAverage
-from .checkpoint_folders import TRAINED_WEIGHTS, TRAINING_QUERIES, is_whole, last_checkpoint
+from .checkpoint_folders import TRAINED_WEIGHTS, TRAINING_ONLY, is_whole, last_checkpoint
 from .health import QueryCollapse, warn_if_not_finite
 from .losses import IntervalLosses
 from .optimizer import parameter_groups
@@ -151,8 +151,8 @@ class DetrTrainer(EvaluationMixin, Trainer):
             processing_class,
             **options,
         )
-        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and getattr(self.model, "training_queries", None):
-            raise ValueError("Denoising and query groups do not go with FSDP or DeepSpeed; use recipe='paper'.")
+        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and getattr(self.model, "training_only", None):
+            raise ValueError("Training-only help does not go with FSDP or DeepSpeed; use recipe='paper'.")
         self.model_accepts_loss_kwargs = True  # the losses are shares of the step's already
         if args.averages_weights:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -403,9 +403,9 @@ class DetrTrainer(EvaluationMixin, Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """The last thing saved but for the state of the trainer, which tells a whole checkpoint."""
         super()._save_rng_state(output_dir)
-        whole, queries = self._average is not None, getattr(self.model, "training_queries", None)
-        if self.args.should_save and (whole or queries is not None):
-            part, file = (self.model, TRAINED_WEIGHTS) if whole else (queries, TRAINING_QUERIES)
+        whole, helpers = self._average is not None, getattr(self.model, "training_only", None)
+        if self.args.should_save and (whole or helpers is not None):
+            part, file = (self.model, TRAINED_WEIGHTS) if whole else (helpers, TRAINING_ONLY)
             weights = {name: tensor.contiguous() for name, tensor in part.state_dict().items()}
             save_file(weights, Path(output_dir) / file)
         self.accelerator.wait_for_everyone()
@@ -415,18 +415,18 @@ class DetrTrainer(EvaluationMixin, Trainer):
         if trained.exists() != (self._average is not None):
             was = "with" if trained.exists() else "without"
             raise ValueError(f"{resume_from_checkpoint} was saved {was} ema_decay; resume {was} it.")
-        queries, saved = getattr(self.model, "training_queries", None), Path(resume_from_checkpoint) / TRAINING_QUERIES
-        if self._average is None and saved.exists() != (queries is not None):
+        helpers, saved = getattr(self.model, "training_only", None), Path(resume_from_checkpoint) / TRAINING_ONLY
+        if self._average is None and saved.exists() != (helpers is not None):
             was = "with" if saved.exists() else "without"
             raise ValueError(
-                f"{resume_from_checkpoint} was saved {was} denoising or query groups; resume {was} them (see recipe)."
+                f"{resume_from_checkpoint} was saved {was} training-only help; resume {was} it (see recipe)."
             )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._average is not None:
             self._average.restart(self.model)
             self.model.load_state_dict(load_file(trained))
-        elif queries is not None:
-            queries.load_state_dict(load_file(saved))
+        elif helpers is not None:
+            helpers.load_state_dict(load_file(saved))
 
     def _share_norm_statistics(self) -> None:
         """Live batch norms see each process's images only; everyone takes the first process's, which are saved."""

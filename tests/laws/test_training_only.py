@@ -11,14 +11,14 @@ from hf_detr import DetrForObjectDetection
 from tests.small_models import images, small_model, targets
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
-BOTH = {"denoising_queries": 3, "query_groups": 3}
+ALL = {"denoising_queries": 3, "query_groups": 3, "encoder_auxiliary_loss": True}
 COUNTS = (3, 0, 7)
 PIXELS, MASK = images((64, 64), (96, 64), (64, 96))
 
 
 def with_help(plain: DetrForObjectDetection, **changes) -> DetrForObjectDetection:
     """A model with the weights of `plain`, and random ones where it has none."""
-    model = small_model(seed=5, **{**NO_DROPOUT, **BOTH, **changes}).double().train()
+    model = small_model(seed=5, **{**NO_DROPOUT, **ALL, **changes}).double().train()
     model.load_state_dict(plain.state_dict(), strict=False)
     return model
 
@@ -36,11 +36,18 @@ def own_loss(outputs, config) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"query_groups": 1}, {"denoising_queries": 0}, {"auxiliary_loss": False}, {"iou_aware_labels": True}],
-    ids=["both", "denoising", "groups", "last layer only", "iou-aware"],
+    [
+        {},
+        {"query_groups": 1, "encoder_auxiliary_loss": False},
+        {"denoising_queries": 0, "encoder_auxiliary_loss": False},
+        {"denoising_queries": 0, "query_groups": 1},
+        {"auxiliary_loss": False},
+        {"iou_aware_labels": True},
+    ],
+    ids=["all", "denoising", "groups", "encoder", "last layer only", "iou-aware"],
 )
 def test_the_object_queries_compute_what_they_would_alone(changes):
-    shared = {key: value for key, value in changes.items() if key not in BOTH}
+    shared = {key: value for key, value in changes.items() if key not in ALL}
     plain = small_model(**NO_DROPOUT, **shared).double().train()
     model = with_help(plain, **changes)
     inputs = {"pixel_values": PIXELS.double(), "pixel_mask": MASK, "labels": targets(*COUNTS)}
@@ -54,7 +61,8 @@ def test_the_object_queries_compute_what_they_would_alone(changes):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     for name, value in wanted.loss_dict.items():
         torch.testing.assert_close(outputs.loss_dict[name], value, rtol=0, atol=1e-12)
-    extra = [outputs.loss_dict[name] for name in ("loss_groups", "loss_denoising") if name in outputs.loss_dict]
+    names = ("loss_groups", "loss_denoising", "loss_encoder")
+    extra = [outputs.loss_dict[name] for name in names if name in outputs.loss_dict]
     torch.testing.assert_close(outputs.loss, wanted.loss + sum(extra), rtol=0, atol=1e-12)
 
     wanted.loss.backward()
@@ -63,13 +71,13 @@ def test_the_object_queries_compute_what_they_would_alone(changes):
     own_loss(outputs, model.config).backward()
     theirs = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
     ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert not any("training_queries" in name for name in ours)
+    assert not any("training_only" in name for name in ours)
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours.get(name, torch.zeros_like(gradient)), gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_nothing_of_it_runs_at_inference():
-    model = small_model(**BOTH)
+    model = small_model(**ALL)
     plain = small_model()
     plain.load_state_dict(model.state_dict(), strict=False)
     ours, theirs = model(PIXELS, MASK, labels=targets(*COUNTS)), plain(PIXELS, MASK, labels=targets(*COUNTS))
@@ -80,7 +88,7 @@ def test_nothing_of_it_runs_at_inference():
 
 @pytest.mark.parametrize("counts", [COUNTS, (0, 0, 0), (12, 12, 12)], ids=["mixed", "no object", "more than queries"])
 def test_every_parameter_has_a_finite_gradient(counts):
-    model = small_model(**BOTH).train()
+    model = small_model(**ALL).train()
     model(PIXELS, MASK, labels=targets(*counts)).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
@@ -98,7 +106,7 @@ def test_fillers_of_an_image_with_fewer_objects_change_nothing():
 
 
 def test_micro_batches_are_one_batch():
-    model = small_model(**NO_DROPOUT, **BOTH, denoising_box_noise=0.0, denoising_label_noise=0.0).double().train()
+    model = small_model(**NO_DROPOUT, **ALL, denoising_box_noise=0.0, denoising_label_noise=0.0).double().train()
     pixels, labels = PIXELS[:, :, :64, :64].double(), targets(*COUNTS)
     whole = model(pixels, labels=labels).loss
     counts = {"num_items_in_batch": sum(COUNTS), "num_images_in_batch": len(COUNTS)}
@@ -124,10 +132,10 @@ def test_copies_are_spoilt_by_no_more_than_they_should_be():
 
 
 def test_what_is_saved_is_a_plain_detr(tmp_path):
-    model = small_model(**BOTH)
+    model = small_model(**ALL)
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert not [name for name in file.keys() if "training_queries" in name]  # noqa: SIM118, not a dict
+        assert not [name for name in file.keys() if "training_only" in name]  # noqa: SIM118, not a dict
     stock, info = transformers.DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -135,15 +143,15 @@ def test_what_is_saved_is_a_plain_detr(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["hf_detr"]["denoising_queries"] == 3
     again, info = DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
-    assert again.training_queries is not None  # it trains with the loss it had
+    assert again.training_only is not None  # it trains with the loss it had
 
 
 def test_a_state_dict_has_all_of_it():
-    model = small_model(**BOTH)
-    again = small_model(seed=1, **BOTH)
+    model = small_model(**ALL)
+    again = small_model(seed=1, **ALL)
     again.load_state_dict(model.state_dict())
-    for name, value in model.training_queries.state_dict().items():
-        assert torch.equal(again.training_queries.state_dict()[name], value), name
+    for name, value in model.training_only.state_dict().items():
+        assert torch.equal(again.training_only.state_dict()[name], value), name
 
 
 def test_new_groups_start_from_the_trained_queries(tmp_path):
@@ -151,20 +159,20 @@ def test_new_groups_start_from_the_trained_queries(tmp_path):
     trained = plain.model.query_position_embeddings.weight
     plain.save_pretrained(tmp_path)
     loaded = DetrForObjectDetection.from_pretrained(tmp_path, query_groups=3)
-    plain.set_training_queries(query_groups=3)
+    plain.set_training_help(query_groups=3)
     for model in (loaded, plain):
-        groups = model.training_queries.group_positions.weight.unflatten(0, (2, -1))
+        groups = model.training_only.queries.group_positions.weight.unflatten(0, (2, -1))
         for group in groups:
             assert 0 < (group - trained).abs().mean() < 0.2 * trained.std()
         assert not torch.equal(groups[0], groups[1])
 
 
 def test_other_classes_and_other_numbers_of_queries_go_with_it():
-    model = small_model(**BOTH)
-    kept = model.training_queries.label_contents.weight[2].clone()
+    model = small_model(**ALL)
+    kept = model.training_only.queries.label_contents.weight[2].clone()
     model.config.id2label = {index: f"class {index}" for index in range(5)}
     model.set_classes({0: "class 2", 1: "new"})
-    torch.testing.assert_close(model.training_queries.label_contents.weight[0], kept)
+    torch.testing.assert_close(model.training_only.queries.label_contents.weight[0], kept)
     model.resize_queries(4)
     labels = [{**label, "class_labels": label["class_labels"] % 2} for label in targets(*COUNTS)]
     outputs = model.train()(PIXELS, MASK, labels=labels)
@@ -173,9 +181,78 @@ def test_other_classes_and_other_numbers_of_queries_go_with_it():
 
 
 def test_impossible_numbers_leave_the_model_as_it_was():
-    model = small_model(**BOTH)
+    model = small_model(**ALL)
     with pytest.raises(ValueError, match="query_groups=0"):
-        model.set_training_queries(query_groups=0)
+        model.set_training_help(query_groups=0)
     assert model.config.query_groups == 3
-    model.set_training_queries(denoising_queries=0, query_groups=1)
-    assert model.training_queries is None
+    model.set_training_help(denoising_queries=0, query_groups=1, encoder_auxiliary_loss=False)
+    assert model.training_only is None
+
+
+def test_a_cell_answers_for_the_smallest_object_it_lies_on_and_every_object_has_a_cell():
+    from hf_detr.loss import pack_targets
+    from hf_detr.loss.encoder_loss import assign_cells
+    from hf_detr.nn.position_embedding import cell_centres_xy
+
+    # two images on a map of 4 x 8 cells, of the second only 4 x 4 are picture
+    mask = torch.ones(2, 4, 8, dtype=torch.bool)
+    mask[1, :, 4:] = False
+    centres = cell_centres_xy(4, 8, mask, mask.device)
+    torch.testing.assert_close(centres[0, 1], torch.tensor([1.5 / 8, 0.5 / 4]))
+    torch.testing.assert_close(centres[1, 1], torch.tensor([1.5 / 4, 0.5 / 4]))
+    assert (centres[1].view(4, 8, 2)[:, 4:] == -1).all()
+    labels = [
+        {
+            "class_labels": torch.tensor([0, 1, 2]),  # a large one, one within, and one smaller than a cell
+            "boxes": torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.6, 0.5, 0.3, 0.6], [0.05, 0.95, 0.01, 0.01]]),
+        },
+        {"class_labels": torch.tensor([3]), "boxes": torch.tensor([[0.5, 0.5, 1.0, 1.0]])},
+    ]
+    owner = assign_cells(centres, pack_targets(labels, 2, mask.device)).view(2, 4, 8)
+    none, big, within, tiny, other = 4, 0, 1, 2, 3
+    assert owner[0].tolist() == [
+        [none] * 8,
+        [none, none, big, big, within, big, none, none],
+        [none, none, big, big, within, big, none, none],
+        [tiny, *[none] * 7],
+    ]
+    assert owner[1].tolist() == [[none] * 8, *[[none, other, other, *[none] * 5]] * 2, [none] * 8]
+
+
+def test_the_loss_of_the_encoder_is_lowest_where_cells_say_what_they_lie_on():
+    from hf_detr.loss import CellPredictions, pack_targets
+    from hf_detr.loss.encoder_loss import assign_cells, encoder_loss
+    from hf_detr.nn.position_embedding import cell_centres_xy
+
+    centres = cell_centres_xy(6, 6, None, torch.device("cpu"))
+    labels = pack_targets(targets(3, 0, 5), 3, torch.device("cpu"))
+    owner = assign_cells(centres, labels)
+    classes = torch.cat((labels.class_labels, torch.tensor([5])))[owner]
+    boxes = torch.cat((labels.boxes_cxcywh, torch.full((1, 4), 0.1)))[owner]
+    right = CellPredictions(50 * torch.nn.functional.one_hot(classes, 6).float(), boxes, centres)
+    wrong = CellPredictions(right.logits.roll(1, -1), (boxes + 0.1).clamp(max=1), centres)
+    for name, value in encoder_loss(right, labels, 8, 3).items():
+        assert value.abs() < 1e-5, name
+    assert all(value > 0.05 for value in encoder_loss(wrong, labels, 8, 3).values())
+
+
+def test_padding_says_nothing_in_the_loss_of_the_encoder():
+    """An image's cells have the same loss alone and beside a larger image, whatever is said on padding."""
+    from hf_detr.loss import CellPredictions, pack_targets
+    from hf_detr.loss.encoder_loss import encoder_loss
+    from hf_detr.nn.position_embedding import cell_centres_xy
+
+    labels, device = targets(4, 6), torch.device("cpu")
+    mask = torch.ones(2, 6, 8, dtype=torch.bool)
+    mask[0, 4:], mask[0, :, 5:] = False, False
+    said, boxes = torch.randn(2, 6, 8, 6), torch.rand(2, 6, 8, 4)
+
+    def loss(image: slice, height: int, width: int, mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        centres = cell_centres_xy(height, width, mask, device)
+        cut = (image, slice(height), slice(width))
+        cells = CellPredictions(said[cut].flatten(1, 2), boxes[cut].flatten(1, 2), centres)
+        return encoder_loss(cells, pack_targets(labels[image], len(labels[image]), device), 10, 2)
+
+    alone, other = loss(slice(0, 1), 4, 5, None), loss(slice(1, 2), 6, 8, None)
+    for name, value in loss(slice(0, 2), 6, 8, mask).items():
+        torch.testing.assert_close(value, alone[name] + other[name])
