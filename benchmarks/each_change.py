@@ -37,7 +37,14 @@ class _PublishedLayout(ConvEncoder):
 def _without_folding(model: torch.nn.Module) -> None:
     from hf_detr.nn.folding import unfold_norms
 
+    _without_fused_blocks(model)  # which rest on it
     unfold_norms(model.model.backbone)
+
+
+def _without_fused_blocks(model: torch.nn.Module) -> None:
+    from hf_detr.nn.fused_blocks import part_blocks
+
+    part_blocks(model.model.backbone)
 
 
 def _without_channels_last(model: torch.nn.Module) -> None:
@@ -52,11 +59,13 @@ def _without_frozen_stem(model: torch.nn.Module) -> None:
 TAKEN_BACK: dict[str, dict[str, Callable[[torch.nn.Module], None]]] = {
     "inference": {
         "norms folded into convolutions": _without_folding,
+        "sums and ReLUs in the convolutions' pass": _without_fused_blocks,
         "channels last": _without_channels_last,
         "no mask where nothing is padded": lambda model: None,  # the call differs
     },
     "training": {
         "norms folded into convolutions": _without_folding,
+        "sums and ReLUs in the convolutions' pass": _without_fused_blocks,
         "channels last": _without_channels_last,
         "stem and first stage frozen": _without_frozen_stem,
     },

@@ -23,6 +23,7 @@ from queue import Queue
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+from convergence.cases import prepare  # noqa: E402
 from convergence.contestants import CONTESTANTS, settings_of  # noqa: E402
 
 MAIN = ("stock-example", "stock", "stock-auxiliary", "paper", "fast")
@@ -41,12 +42,24 @@ def main() -> int:
     places: Queue[int] = Queue()
     for place in range(args.jobs):
         places.put(place)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "case.pt"
+        prepare(args.case, args.data, args.start, prepared)
+        run_all(args, todo, places, prepared, told, results)
+    from convergence.summary import plot, table
 
+    print(table(told))
+    plot(told, results.with_suffix(".png"))
+    print(f"{results} and {results.with_suffix('.png').name}")
+    return 0
+
+
+def run_all(args: argparse.Namespace, todo: list, places: Queue, prepared: Path, told: dict, results: Path) -> None:
     def work(job: tuple[str, int]) -> None:
         name, seed = job
         place = places.get()
         try:
-            run = start_run(args, name, seed, place)
+            run = start_run(args, name, seed, place, prepared)
         finally:
             places.put(place)
         told["runs"].setdefault(name, {})[str(seed)] = run
@@ -57,12 +70,6 @@ def main() -> int:
 
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(work, todo))
-    from convergence.summary import plot, table
-
-    print(table(told))
-    plot(told, results.with_suffix(".png"))
-    print(f"{results} and {results.with_suffix('.png').name}")
-    return 0
 
 
 def parse() -> argparse.Namespace:
@@ -79,19 +86,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="the model to start from, for bccd")
     parser.add_argument("--output", type=Path, help="the JSON file")
     parser.add_argument("--run", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("--prepared", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.case == "bccd" and (args.data is None or args.start is None):
+    if args.case == "bccd" and not args.run and (args.data is None or args.start is None):
         parser.error("bccd needs --data and --start (see examples/start_from_efficientnet.py)")
     return args
 
 
-def start_run(args: argparse.Namespace, name: str, seed: int, place: int) -> dict:
+def start_run(args: argparse.Namespace, name: str, seed: int, place: int, prepared: Path) -> dict:
     """One process, on one core where there are cores to choose."""
     command = [sys.executable, __file__, args.case, "--run", name, str(seed), "--minutes", str(args.minutes)]
-    command += ["--points", str(args.points), "--device", args.device]
-    for option in ("data", "start"):
-        if getattr(args, option):
-            command += [f"--{option}", str(getattr(args, option))]
+    command += ["--points", str(args.points), "--device", args.device, "--prepared", str(prepared)]
+    if args.start:
+        command += ["--start", str(args.start)]
     if args.set:
         command += ["--set", *args.set]
     if args.device == "cpu" and shutil.which("taskset") and args.jobs > 1:
@@ -111,7 +118,7 @@ def one_run(args: argparse.Namespace) -> int:
         if args.start:
             shutil.copytree(args.start, start)
         settings = settings_of(name, changes)
-        run = train(args.case, args.data, start, settings, int(seed), args.minutes, args.points, args.device)
+        run = train(args.prepared, start, settings, int(seed), args.minutes, args.points, args.device)
     print(json.dumps(run))
     return 0
 

@@ -1,6 +1,6 @@
 """The data sets on which convergence is measured, all of them prepared in memory, and the weights everyone starts from.
 
-digits: generated scenes of handwritten digits, 96 px, from random weights.
+digits: generated scenes of handwritten digits, 64 px, from random weights.
 shapes: generated scenes of drawn shapes, 96 px, from the small checkpoint of this package.
 bccd:   real photographs of blood cells, from an ImageNet backbone and what else examples/start_from_efficientnet.py
         made: by default the transformer of the small checkpoint.
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor, load_detection_dataset
+from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor, load_detection_dataset, tiny_checkpoint
 from hf_detr.data.schema import id2label
 
 
@@ -26,6 +26,7 @@ class Case:
         flip: mirror every second picture, at random.
     """
 
+    name: str
     pixels: torch.Tensor
     labels: list[dict[str, torch.Tensor]]
     test: Dataset
@@ -36,48 +37,48 @@ class Case:
     flip: bool
 
 
-def load_case(name: str, data: Path | None, start: Path, seed: int, make_start: bool) -> Case:
-    """The case called `name`. With `make_start` the weights everyone starts from are written to the folder `start`."""
-    return {"digits": _digits, "shapes": _shapes, "bccd": _bccd}[name](data, start, seed, make_start)
+def prepare(name: str, data: Path | None, start: Path | None, file: Path) -> None:
+    """Writes the case called `name` for `one_run.train`. bccd needs `data`, the folder of the photographs, and `start`,
+    made by examples/start_from_efficientnet.py."""
+    if name == "digits":
+        from hf_detr.data.digits import digit_scenes
+
+        processor = DetrImageProcessor(size={"height": 64, "width": 64})
+        easy = {"digits": range(3), "max_objects": 3}  # what stock, too, learns something of in minutes
+        train, test = digit_scenes(6_000, 64, **easy), digit_scenes(200, 64, **easy, seed=1, split="test")
+        case = Case(name, *_inputs(processor, train), test, processor, 16, 5e-4, 5e-4, flip=False)
+    elif name == "shapes":
+        from hf_detr.data.shapes import shape_scenes
+
+        processor = DetrImageProcessor.from_pretrained(tiny_checkpoint())
+        train, test = shape_scenes(2_000, 96), shape_scenes(200, 96, seed=1, split="test")
+        case = Case(name, *_inputs(processor, train), test, processor, 16, 5e-4, 5e-4, flip=False)
+    else:
+        processor = DetrImageProcessor.from_pretrained(start)
+        splits = load_detection_dataset(data, format="voc", on_bad_box="drop")
+        train, test = splits["train"], splits["test"]
+        case = Case(name, *_inputs(processor, train), test, processor, 4, 5e-4, 1e-4, flip=True)
+    torch.save(case, file)
 
 
-def _digits(data: Path | None, start: Path, seed: int, make_start: bool) -> Case:
-    from hf_detr.data.digits import digit_scenes
-
-    train, test = digit_scenes(6_000, 96), digit_scenes(200, 96, seed=1, split="test")
-    processor = DetrImageProcessor(size={"height": 96, "width": 96})
-    if make_start:
-        _save_fresh(start, seed, processor, _small_config(id2label(train)))
-    return Case(*_prepare(processor, train), test, processor, 16, 1e-3, 1e-3, flip=False)
-
-
-def _shapes(data: Path | None, start: Path, seed: int, make_start: bool) -> Case:
-    from hf_detr import tiny_checkpoint
-    from hf_detr.data.shapes import shape_scenes
-
-    train, test = shape_scenes(2_000, 96), shape_scenes(200, 96, seed=1, split="test")
-    processor = DetrImageProcessor.from_pretrained(tiny_checkpoint())
-    if make_start:
-        torch.manual_seed(seed)
-        model = DetrForObjectDetection.from_pretrained(tiny_checkpoint(), id2label=id2label(train))
-        model.save_pretrained(start)
-        processor.save_pretrained(start)
-    return Case(*_prepare(processor, train), test, processor, 16, 5e-4, 5e-4, flip=False)
-
-
-def _bccd(data: Path | None, start: Path, seed: int, make_start: bool) -> Case:
-    """`data` is the folder of the photographs; `start` must have been made by examples/start_from_efficientnet.py."""
-    if data is None:
-        raise ValueError("bccd needs --data DIR, the folder with its ImageSets.")
-    splits = load_detection_dataset(data, format="voc", on_bad_box="drop")
-    processor = DetrImageProcessor.from_pretrained(start)
-    return Case(*_prepare(processor, splits["train"]), splits["test"], processor, 8, 5e-4, 1e-4, flip=True)
+def write_start(case: Case, start: Path, seed: int) -> None:
+    """Writes the weights everyone starts from into `start`; those of bccd are there."""
+    if case.name == "bccd":
+        return
+    torch.manual_seed(seed)
+    names = id2label(case.test)
+    if case.name == "digits":
+        model = DetrForObjectDetection(_small_config(names))
+    else:
+        model = DetrForObjectDetection.from_pretrained(tiny_checkpoint(), id2label=names)
+    model.save_pretrained(start)
+    case.processor.save_pretrained(start)
 
 
 def _small_config(names: dict[int, str]) -> DetrConfig:
     return DetrConfig(
         backbone="test_resnet",
-        dilation=True,  # a map of 6 x 6 cells
+        dilation=True,  # a map of 4 x 4 cells
         freeze_backbone_norms=False,  # nothing published to keep
         freeze_backbone_until=None,
         d_model=128,
@@ -93,13 +94,7 @@ def _small_config(names: dict[int, str]) -> DetrConfig:
     )
 
 
-def _save_fresh(start: Path, seed: int, processor: DetrImageProcessor, config: DetrConfig) -> None:
-    torch.manual_seed(seed)
-    DetrForObjectDetection(config).save_pretrained(start)
-    processor.save_pretrained(start)
-
-
-def _prepare(processor: DetrImageProcessor, rows: Dataset) -> tuple[torch.Tensor, list[dict]]:
+def _inputs(processor: DetrImageProcessor, rows: Dataset) -> tuple[torch.Tensor, list[dict]]:
     pixels, labels = [], []
     for first in range(0, len(rows), 200):
         some = [rows[index] for index in range(first, min(first + 200, len(rows)))]

@@ -16,14 +16,14 @@ import torch
 from hf_detr.training import evaluate_model
 from hf_detr.training.average import WeightAverage
 
-from .cases import load_case
+from .cases import write_start
 from .contestants import make_model, make_optimizer
 
 
-def train(case_name: str, data: Path | None, start: Path, settings: dict, seed: int, minutes: float, points: int,
-          device: str) -> dict:  # fmt: skip
+def train(prepared: Path, start: Path, settings: dict, seed: int, minutes: float, points: int, device: str) -> dict:
     """`points` evaluations, evenly spread over the clock; returns the curve and the facts of the run."""
-    case = load_case(case_name, data, start, seed, make_start=True)
+    case = torch.load(prepared, weights_only=False)  # of `prepare`
+    write_start(case, start, seed)
     torch.manual_seed(seed)
     model = make_model(start, settings).to(device)
     optimizer = make_optimizer(model, settings, case.rate, case.backbone_rate)

@@ -1,8 +1,8 @@
-"""ResNet's residual blocks at inference on a CPU: convolution, norm, sum and ReLU in one pass over the feature map.
+"""ResNet's residual blocks on a CPU: convolution, norm, sum and ReLU in one pass over the feature map.
 
 Reading and writing the maps once for each of these takes about as long as a sixth of the arithmetic (bf16). oneDNN does
-them while it writes a convolution's output; the operations are those that torch.compile generates. Wherever that is not
-possible, a block runs as timm wrote it.
+them while it writes a convolution's output; the operations are those that torch.compile generates. In training the same
+holds for the forward pass. Wherever that is not possible, a block runs as timm wrote it.
 """
 
 import torch
@@ -73,7 +73,9 @@ def _has_only_plain_parts(block: nn.Module) -> bool:
 
 
 def _can_be_fused(block: nn.Module, x: Tensor) -> bool:
-    if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not block.conv1.does_the_norm():  # gradients in eval mode are computed in the published order, see `folding`
+        return False
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
@@ -82,7 +84,11 @@ def _can_be_fused(block: nn.Module, x: Tensor) -> bool:
     # whoever listens to a part wants to hear it
     return not (
         torch_module._has_any_global_hook()
-        or any(part._forward_hooks or part._forward_pre_hooks for part in block.modules() if part is not block)
+        or any(
+            part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+            for part in block.modules()
+            if part is not block
+        )
     )
 
 
@@ -103,9 +109,33 @@ def _convolve(convolution: FoldedConv2d, x: Tensor, shortcut: Tensor | None = No
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+        shortcut = None if shortcut is None else shortcut.to(dtype)
     where = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
-    if shortcut is None:
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *where, "relu", [], "")
-    return torch.ops.mkldnn._convolution_pointwise(
-        x, shortcut.to(x.dtype), weight, bias, *where, "add", 1.0, "relu", [], ""
-    )
+    return _ConvolutionReLU.apply(x, weight, bias, shortcut, *where)
+
+
+class _ConvolutionReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(x, weight, bias, shortcut, padding, stride, dilation, groups):
+        where = (padding, stride, dilation, groups)
+        if shortcut is None:
+            return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *where, "relu", [], "")
+        return torch.ops.mkldnn._convolution_pointwise(x, shortcut, weight, bias, *where, "add", 1.0, "relu", [], "")
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, bias, _, *ctx.where = inputs
+        ctx.num_channels = len(bias)
+        ctx.save_for_backward(x, weight, output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight, output = ctx.saved_tensors
+        padding, stride, dilation, groups = ctx.where
+        gradient = torch.ops.aten.threshold_backward(gradient, output, 0)
+        of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            gradient, x, weight, [ctx.num_channels], stride, padding, dilation, False, (0, 0), groups,
+            ctx.needs_input_grad[:3],
+        )  # fmt: skip
+        of_shortcut = gradient if ctx.needs_input_grad[3] else None
+        return of_x, of_weight, of_bias, of_shortcut, None, None, None, None

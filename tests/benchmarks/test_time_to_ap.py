@@ -1,0 +1,74 @@
+"""What benchmarks/time_to_ap.py says of its runs, and that its contestants start alike."""
+
+import pytest
+import torch
+
+from convergence.contestants import CONTESTANTS, make_model, make_optimizer, settings_of
+from convergence.summary import plot, table
+from tests.small_models import images, small_model, targets
+
+
+def run(last: float, minutes: float = 1.0) -> dict:
+    """A run whose AP rises on a straight line."""
+    curve = [
+        {"seconds": 60 * minutes * k / 8, "steps": 10 * k, "map": last * k / 8, "map_50": last * k / 8}
+        for k in range(1, 9)
+    ]
+    return {"ms_per_step": 100.0, "images": 1280, "curve": curve}
+
+
+def test_the_table_says_when_a_contestant_reaches_what_the_best_of_stock_ends_with(tmp_path):
+    told = {
+        "case": "digits",
+        "minutes": 1.0,
+        "runs": {
+            "stock": {"0": run(0.04)},
+            "stock-auxiliary": {"0": run(0.1), "1": run(0.2), "2": run(0.3)},
+            "paper": {"0": run(0.2), "1": run(0.4)},
+            "fast": {"0": run(0.8)},
+        },
+    }
+    rows = {line.split(" | ")[0].strip("| "): line for line in table(told).splitlines()[2:]}
+    assert "| 20.0 (10.0 to 30.0) |" in rows["stock-auxiliary"]  # AP after all of the time, mean and spread
+    assert rows["paper"].endswith("| 0.67 of the time |")
+    assert rows["fast"].endswith("| 0.25 of the time |")
+    assert rows["fast"].count("| 20.0 |") == rows["fast"].count("| 40.0 |") == 1  # after a quarter, and a half
+    assert rows["stock"].endswith("| not reached |")
+    plot(told, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_contestants_start_from_the_same_outputs(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    pixels, _ = images((64, 64), (64, 64))
+    outputs = {name: make_model(tmp_path, settings_of(name)).eval()(pixels) for name in CONTESTANTS}
+    for name, output in outputs.items():
+        torch.testing.assert_close(output.logits, outputs["paper"].logits, rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("name", ["stock-example", "stock-auxiliary", "fast"])
+def test_a_contestant_trains(tmp_path, name):
+    small_model(dropout=0.0).save_pretrained(tmp_path)
+    settings = settings_of(name)
+    model = make_model(tmp_path, settings)
+    optimizer = make_optimizer(model, settings, 1e-3, 1e-4)
+    rates = sorted({group["lr"] for group in optimizer.param_groups})
+    assert rates == ([5e-5] if name == "stock-example" else [1e-4, 1e-3])
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == sum(p.requires_grad for p in model.parameters())
+    pixels, _ = images((64, 64), (64, 64))
+    torch.manual_seed(0)
+    losses = []
+    for _ in range(8):
+        loss = model(pixels, labels=targets(3, 2)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_unknown_names_are_errors():
+    with pytest.raises(ValueError, match="no contestant 'slow'"):
+        settings_of("slow")
+    with pytest.raises(ValueError, match="no setting"):
+        settings_of("fast", {"speed": 1})
