@@ -82,9 +82,8 @@ def _per_channel(name: str, values: list[float], channels: int, device: torch.de
 
 def draw_pixel_mask(visible_hw: list[tuple[int, int]], canvas_hw: tuple[int, int], device: torch.device) -> Tensor:
     """(B, H, W) int64, 1 on image and 0 on padding."""
-    mask = torch.empty((len(visible_hw), *canvas_hw), dtype=torch.int64, device=device)
+    mask = torch.ones((len(visible_hw), *canvas_hw), dtype=torch.int64, device=device)  # at once: by all threads
     for picture, (height, width) in zip(mask, visible_hw, strict=True):
-        picture[:height, :width] = 1
         picture[height:] = 0
         picture[:height, width:] = 0
     return mask

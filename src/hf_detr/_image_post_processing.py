@@ -30,55 +30,60 @@ def detections_from_outputs(
     if nms_iou_threshold is not None and not 0 <= nms_iou_threshold <= 1:
         raise ValueError(f"nms_iou_threshold={nms_iou_threshold!r}: expected an IoU in [0, 1], or None for no NMS.")
 
-    scores, labels = _best_classes(logits.float(), float(thresholds.min()))  # (B, Q)
-    boxes_cxcywh = boxes_cxcywh.float()
-    if sizes_hw is not None and sizes_hw.device.type != "cpu":  # to pixels there, for the sizes need no copy then
-        boxes_cxcywh, sizes_hw = boxes_cxcywh * sizes_hw.flip(-1).repeat(1, 2)[:, None], None
-    # labels ride along as float32, exact below 2**24
-    packed = torch.cat((scores[..., None], labels[..., None].float(), boxes_cxcywh), dim=-1).cpu()  # the one copy
-    results = _kept(packed.numpy(), thresholds, None if sizes_hw is None else sizes_hw.numpy())
+    logits, boxes_cxcywh = logits.float(), boxes_cxcywh.float()
+    if logits.device.type == "cpu":
+        place, scores, labels = _likely(logits, float(thresholds.min()))
+        boxes = boxes_cxcywh.reshape(-1, 4).numpy()[place]
+    else:
+        if sizes_hw is not None and sizes_hw.device.type != "cpu":  # to pixels there, for the sizes need no copy then
+            boxes_cxcywh, sizes_hw = boxes_cxcywh * sizes_hw.flip(-1).repeat(1, 2)[:, None], None
+        best, label = logits.softmax(-1)[..., :-1].max(-1)
+        # labels ride along as float32, exact below 2**24
+        packed = torch.cat((best[..., None], label[..., None].float(), boxes_cxcywh), dim=-1).cpu()  # the one copy
+        packed = packed.flatten(0, -2).numpy()
+        place, scores, labels, boxes = (
+            np.arange(len(packed)),
+            packed[:, 0],
+            packed[:, 1].astype(np.int64),
+            packed[:, 2:],
+        )
+    keep = scores > thresholds[labels]
+    image = place[keep] // logits.shape[1]
+    sizes_hw = None if sizes_hw is None else sizes_hw.numpy()
+    results = _by_image(image, scores[keep], labels[keep], boxes[keep], sizes_hw, num_images)
     if top_k is not None or nms_iou_threshold is not None:
         results = [_select(result, top_k, nms_iou_threshold) for result in results]
     return results
 
 
-def _best_classes(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """(B, Q, C + 1) float32 -> the best class's probability and number, (B, Q) each, "no object" aside.
-
-    On the CPU a query that cannot pass `threshold`, as most cannot, may have probability 0.
-    """
-    probabilities = logits.softmax(-1)
-    if logits.device.type != "cpu":
-        return probabilities[..., :-1].max(-1)
-    # Finding the best class takes as long as the softmax here, and no probability is above the norm of all. NumPy's
-    # argmax takes a third of the time of torch's max.
-    rows = probabilities.flatten(0, -2)  # (B * Q, C + 1)
+def _likely(logits: Tensor, threshold: float) -> tuple[NDArray, NDArray, NDArray]:
+    """(B, Q, C + 1) float32 on the CPU -> those of the B Q queries, by number, that may pass `threshold`, as most
+    cannot; the probability and the number of their best class, "no object" aside."""
+    # Finding the best class takes as long as the softmax, and no probability is above the norm of all. NumPy's argmax
+    # takes a third of the time of torch's max, and its small operations cost a fraction of torch's.
+    rows = logits.softmax(-1).flatten(0, -2)  # (B Q, C + 1)
     rows[:, -1] = 0
-    likely: Any = slice(None)
     if threshold > 0:
-        likely = torch.linalg.vector_norm(rows, dim=1).gt(threshold * (1 - 1e-5)).nonzero()[:, 0].numpy()
-    rows = rows.numpy()[likely]
-    scores, labels = (np.zeros(probabilities.shape[:-1], dtype) for dtype in (np.float32, np.int64))
-    labels.reshape(-1)[likely] = best = rows.argmax(1)
-    scores.reshape(-1)[likely] = rows[np.arange(len(rows)), best]
-    return torch.from_numpy(scores), torch.from_numpy(labels)
+        place = torch.linalg.vector_norm(rows, dim=1).gt(threshold * (1 - 1e-5)).nonzero()[:, 0].numpy()
+    else:
+        place = np.arange(len(rows))
+    rows = rows.numpy()[place]
+    labels = rows.argmax(1)
+    return place, rows[np.arange(len(rows)), labels], labels
 
 
-def _kept(packed: NDArray, thresholds: NDArray, sizes_hw: NDArray | None) -> list[dict[str, Tensor]]:
-    """(B, Q, 6) of score, label and cxcywh -> what scores above its threshold, one dict an image, queries in order.
-
-    In NumPy, whose small operations cost a fraction of torch's: all is done once a batch, then cut into images.
-    """
-    image, query = np.nonzero(packed[..., 0] > thresholds[packed[..., 1].astype(np.int64)])  # (N,) each, image by image
-    rows = packed[image, query]  # (N, 6)
-    scores, labels, half = rows[:, 0].copy(), rows[:, 1].astype(np.int64), 0.5 * rows[:, 4:]
-    boxes_xyxy = np.empty((len(rows), 2, 2), np.float32)
-    np.subtract(rows[:, 2:4], half, out=boxes_xyxy[:, 0])
-    np.add(rows[:, 2:4], half, out=boxes_xyxy[:, 1])
+def _by_image(
+    image: NDArray, scores: NDArray, labels: NDArray, boxes_cxcywh: NDArray, sizes_hw: NDArray | None, num_images: int
+) -> list[dict[str, Tensor]]:
+    """(N,) and (N, 4), image by image, queries in order -> one dict an image."""
+    half = 0.5 * boxes_cxcywh[:, 2:]
+    boxes_xyxy = np.empty((len(boxes_cxcywh), 2, 2), np.float32)
+    np.subtract(boxes_cxcywh[:, :2], half, out=boxes_xyxy[:, 0])
+    np.add(boxes_cxcywh[:, :2], half, out=boxes_xyxy[:, 1])
     if sizes_hw is not None:
         boxes_xyxy *= sizes_hw[image, None, ::-1]
     boxes_xyxy = boxes_xyxy.reshape(-1, 4)
-    ends = np.bincount(image, minlength=len(packed)).cumsum().tolist()
+    ends = np.bincount(image, minlength=num_images).cumsum().tolist()
     # from slices: each result is a tensor of its own, which pickled takes nothing of the others along
     return [
         {

@@ -73,6 +73,8 @@ def _has_only_plain_parts(block: nn.Module) -> bool:
 
 
 def _can_be_fused(block: nn.Module, x: Tensor) -> bool:
+    if type(block.conv1) is not FoldedConv2d:  # unfolded since
+        return False
     if not block.conv1.does_the_norm():  # gradients in eval mode are computed in the published order, see `folding`
         return False
     if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
