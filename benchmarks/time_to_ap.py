@@ -19,6 +19,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
+from threading import Lock
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -55,6 +56,8 @@ def main() -> int:
 
 
 def run_all(args: argparse.Namespace, todo: list, places: Queue, prepared: Path, told: dict, results: Path) -> None:
+    one_at_a_time = Lock()
+
     def work(job: tuple[str, int]) -> None:
         name, seed = job
         place = places.get()
@@ -62,8 +65,9 @@ def run_all(args: argparse.Namespace, todo: list, places: Queue, prepared: Path,
             run = start_run(args, name, seed, place, prepared)
         finally:
             places.put(place)
-        told["runs"].setdefault(name, {})[str(seed)] = run
-        results.write_text(json.dumps(told, indent=1) + "\n")
+        with one_at_a_time:
+            told["runs"].setdefault(name, {})[str(seed)] = run
+            results.write_text(json.dumps(told, indent=1) + "\n")
         last = run["curve"][-1]
         print(f"{name:24} seed {seed}: AP {100 * last['map']:5.1f}, AP50 {100 * last['map_50']:5.1f}, "
               f"{run['ms_per_step']:6.0f} ms a step, {run['images']:,} images", flush=True)  # fmt: skip

@@ -32,7 +32,7 @@ CONTESTANTS: dict[str, dict] = {
     "stock": {"package": "stock", "auxiliary_loss": False},
     "stock-auxiliary": {"package": "stock", "auxiliary_loss": True},
     "paper": {},
-    "fast": {"denoising_queries": 3, "encoder_auxiliary_loss": True, "averages": True},
+    "fast": {"encoder_auxiliary_loss": True, "averages": True},
     # one help at a time
     "last-layer-only": {"auxiliary_loss": False},
     "average": {"averages": True},
@@ -45,6 +45,7 @@ CONTESTANTS: dict[str, dict] = {
     # together
     "denoising+groups": {"denoising_queries": 3, "query_groups": 3},
     "denoising+encoder": {"denoising_queries": 3, "encoder_auxiliary_loss": True},
+    "denoising+encoder+average": {"denoising_queries": 3, "encoder_auxiliary_loss": True, "averages": True},
     "denoising+encoder+iou-aware": {
         "denoising_queries": 3,
         "encoder_auxiliary_loss": True,

@@ -17,13 +17,14 @@ RUN = {
     "save_steps": 1,
     "save_total_limit": None,
 }
+HELP = {"denoising_queries": 3, "query_groups": 2}  # beside what the recipe has
 
 
 def test_fast_helps_in_training_and_paper_does_not(make_trainer):
     fast = make_trainer(model(), rows=scenes(4), recipe="fast", num_train_epochs=1)
-    assert fast.model.config.denoising_queries == 3
+    assert fast.model.config.encoder_auxiliary_loss
     fast.train()
-    assert all("loss_denoising" in entry for entry in training_log(fast))
+    assert all("loss_encoder" in entry for entry in training_log(fast))
     paper = make_trainer(model(denoising_queries=2), rows=scenes(4), recipe="paper")
     assert paper.model.config.denoising_queries == 0
     assert paper.model.training_only is None
@@ -32,10 +33,17 @@ def test_fast_helps_in_training_and_paper_does_not(make_trainer):
 
 def test_what_a_recipe_sets_can_be_set_otherwise(make_trainer):
     trainer = make_trainer(
-        model(), recipe="fast", denoising_queries=1, query_groups=2, iou_aware_labels=True, ema_decay=0
+        model(),
+        recipe="fast",
+        denoising_queries=1,
+        query_groups=2,
+        encoder_auxiliary_loss=False,
+        iou_aware_labels=True,
+        ema_decay=0,
     )
     config = trainer.model.config
     assert (config.denoising_queries, config.query_groups, config.iou_aware_labels) == (1, 2, True)
+    assert not config.encoder_auxiliary_loss
     assert not trainer.args.averages_weights
 
 
@@ -43,11 +51,11 @@ def test_a_model_made_by_model_init_has_the_recipe_too(tmp_path):
     args = arguments(tmp_path, recipe="fast", ema_decay=0, eval_strategy="no")
     trainer = DetrTrainer(args=args, model_init=lambda: model(), train_dataset=transformed(scenes(2)))
     trainer.train()
-    assert trainer.model.config.denoising_queries == 3
+    assert trainer.model.config.encoder_auxiliary_loss
 
 
 def test_files_of_a_run_are_plain_detrs(make_trainer, tmp_path):
-    trainer = make_trainer(model(), rows=scenes(2), recipe="fast", query_groups=2, **{**RUN, "num_train_epochs": 1})
+    trainer = make_trainer(model(), rows=scenes(2), recipe="fast", **HELP, **{**RUN, "num_train_epochs": 1})
     trainer.train()
     trainer.save_model(tmp_path / "end")
     for folder in (tmp_path / "end", tmp_path / "run" / "checkpoint-1"):
@@ -58,7 +66,7 @@ def test_files_of_a_run_are_plain_detrs(make_trainer, tmp_path):
 
 @pytest.mark.parametrize("ema_decay", [None, 0], ids=["averaged", "not averaged"])
 def test_a_resumed_run_ends_as_an_undisturbed_one(make_trainer, ema_decay):
-    options = {"rows": scenes(6), "recipe": "fast", "query_groups": 2, "ema_decay": ema_decay, **RUN}
+    options = {"rows": scenes(6), "recipe": "fast", **HELP, "ema_decay": ema_decay, **RUN}
     whole = make_trainer(model(dropout=0.1), **options)
     whole.train()
     checkpoint = f"{whole.args.output_dir}/checkpoint-3"
@@ -66,7 +74,8 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(make_trainer, ema_decay):
     resumed = make_trainer(model(dropout=0.1, seed=4), **{**options, "save_strategy": "no"})
     resumed.train(resume_from_checkpoint=checkpoint)
     for before, after in zip(training_log(whole)[3:], training_log(resumed)[-3:], strict=True):
-        assert after["loss_denoising"] == pytest.approx(before["loss_denoising"], rel=1e-6)
+        for name in ("loss_denoising", "loss_groups", "loss_encoder"):
+            assert after[name] == pytest.approx(before[name], rel=1e-6)
     ended = resumed.model.state_dict()
     for name, value in whole.model.state_dict().items():
         # the average of parameters that no inference has is started anew
@@ -75,7 +84,8 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(make_trainer, ema_decay):
 
 
 def test_resuming_with_other_help_says_so(make_trainer):
-    trainer = make_trainer(model(), rows=scenes(2), recipe="fast", ema_decay=0, **{**RUN, "num_train_epochs": 1})
+    trainer = make_trainer(model(), rows=scenes(2), recipe="fast", denoising_queries=2, ema_decay=0, num_train_epochs=1,
+                           **{name: value for name, value in RUN.items() if name != "num_train_epochs"})  # fmt: skip
     trainer.train()
     checkpoint = f"{trainer.args.output_dir}/checkpoint-1"
     assert "queries.label_contents.weight" in load_file(f"{checkpoint}/training_only.safetensors")

@@ -28,7 +28,7 @@ class Recipe:
 
 RECIPES = {
     "paper": Recipe(),
-    "fast": Recipe(denoising_queries=3, encoder_auxiliary_loss=True, averages=True),
+    "fast": Recipe(encoder_auxiliary_loss=True, averages=True),
 }
 # What a recipe says about the model, and a user may say otherwise.
 MODEL_SETTINGS = ("denoising_queries", "query_groups", "encoder_auxiliary_loss", "iou_aware_labels")
