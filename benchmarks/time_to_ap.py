@@ -49,8 +49,10 @@ def main() -> int:
         run_all(args, todo, places, prepared, told, results)
     from convergence.summary import plot, table
 
-    print(table(told))
-    plot(told, results.with_suffix(".png"))
+    main = [name for name in MAIN if name in told["runs"]]
+    helps = [name for name in told["runs"] if name not in main]
+    print(table(told, [*main, *helps]))
+    plot(told, results.with_suffix(".png"), main or None)
     print(f"{results} and {results.with_suffix('.png').name}")
     return 0
 

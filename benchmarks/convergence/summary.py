@@ -1,19 +1,21 @@
 """The table and the picture of a time-to-AP file."""
 
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
 
-def table(told: dict) -> str:
-    """AP at a quarter, a half and all of the time, mean (least to most) over the seeds, and what a step costs."""
+def table(told: dict, names: Iterable[str] | None = None) -> str:
+    """AP at a quarter, a half and all of the time, mean (least to most) over the seeds, and what a step costs; of the
+    contestants `names`, or all."""
     minutes = told["minutes"]
     head = ["contestant", "seeds", "ms a step", "images", f"AP at {minutes / 4:g} min", f"{minutes / 2:g} min"]
     head += [f"{minutes:g} min", "AP50", "to stock's best"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     best = _best_of_stock(told)
-    for name, seeds in told["runs"].items():
-        runs = list(seeds.values())
+    for name in told["runs"] if names is None else names:
+        runs = list(told["runs"][name].values())
         cells = [name, str(len(runs)), f"{mean(run['ms_per_step'] for run in runs):.0f}"]
         cells.append(f"{mean(run['images'] for run in runs):,.0f}")
         cells += [_spread([_at(run, share, "map") for run in runs]) for share in (0.25, 0.5, 1)]
@@ -57,16 +59,17 @@ def _spread(values: list[float]) -> str:
     return middle if len(values) == 1 else f"{middle} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
 
-def plot(told: dict, path: Path) -> None:
-    """AP against minutes and against images: a line for each seed's mean, a band from least to most."""
+def plot(told: dict, path: Path, names: Iterable[str] | None = None) -> None:
+    """AP against minutes and against images: a line for the mean over the seeds, a band from least to most; of the
+    contestants `names`, or all."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
-    for name, seeds in told["runs"].items():
-        runs = list(seeds.values())
+    for name in told["runs"] if names is None else names:
+        runs = list(told["runs"][name].values())
         ap = list(zip(*[[100 * point["map"] for point in run["curve"]] for run in runs], strict=True))
         for axis, value in zip(axes, ("minutes", "images"), strict=True):
             along = [

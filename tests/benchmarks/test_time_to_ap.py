@@ -41,7 +41,9 @@ def test_the_table_says_when_a_contestant_reaches_what_the_best_of_stock_ends_wi
 def test_contestants_start_from_the_same_outputs(tmp_path):
     small_model().save_pretrained(tmp_path)
     pixels, _ = images((64, 64), (64, 64))
-    outputs = {name: make_model(tmp_path, settings_of(name)).eval()(pixels) for name in CONTESTANTS}
+    # with its auxiliary loss on, stock's logits are others: that is one of its faults
+    names = [name for name in CONTESTANTS if name != "stock-auxiliary"]
+    outputs = {name: make_model(tmp_path, settings_of(name)).eval()(pixels) for name in names}
     for name, output in outputs.items():
         torch.testing.assert_close(output.logits, outputs["paper"].logits, rtol=0, atol=1e-4, msg=name)
 

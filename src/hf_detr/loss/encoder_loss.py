@@ -55,7 +55,7 @@ def assign_cells(centres_xy: Tensor, targets: Targets) -> Tensor:
     claims = torch.where(on_object, rank[:, None], num_boxes)
     first = torch.full((batch_size, centres_xy.shape[1]), num_boxes, device=rank.device)
     first.scatter_reduce_(0, image[:, None].expand_as(claims), claims, "amin")
-    return torch.cat((by_size, by_size.new_tensor([num_boxes])))[first]
+    return torch.cat((by_size, by_size.new_full((1,), num_boxes)))[first]
 
 
 def encoder_loss(
@@ -77,7 +77,7 @@ def encoder_loss(
     of_object = torch.where(has_object, 1 / cells_of[owner].clamp(min=1), 0.0)  # (B, HW), sums to 1 for each object
     of_background = is_empty / is_empty.sum(1, keepdim=True).clamp(min=1)  # (B, HW), sums to 1 for each image
 
-    labels = torch.cat((targets.class_labels, targets.class_labels.new_tensor([cells.logits.shape[-1] - 1])))
+    labels = torch.cat((targets.class_labels, targets.class_labels.new_full((1,), cells.logits.shape[-1] - 1)))
     boxes = torch.cat((targets.boxes_cxcywh, targets.boxes_cxcywh.new_full((1, 4), 0.5))).to(dtype)[owner]
     ce = F.cross_entropy(cells.logits.flatten(0, 1), labels[owner].flatten(), reduction="none").view(owner.shape)
     l1 = (cells.boxes_cxcywh - boxes).abs().sum(-1)
