@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     command = [
         str(data), "--model", tiny_checkpoint(), "--output", str(args.output), "--epochs", str(args.epochs),
         "--batch-size", "16", "--learning-rate", "1e-3", "--backbone-learning-rate", "1e-3", "--clip", "1",
-        "--augment", "none", "--seed", str(args.seed), "--workers", "0", "--no-check",
+        "--augment", "none", "--recipe", "fast", "--seed", str(args.seed), "--workers", "0", "--no-check",
     ]  # fmt: skip
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
