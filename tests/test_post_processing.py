@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_detr import _image_post_processing
 from hf_detr.image_processing_detr import DetrImageProcessor
 
 NUM_CLASSES = 5
@@ -121,8 +122,15 @@ def test_one_copy_from_the_device_a_batch(processor, monkeypatch):
     original = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: (copies.append(tuple(self.shape)), original(self))[1])
     outputs = outputs_of([[(1, 0.9, LEFT)]] * 8)
-    processor.post_process_object_detection(outputs, target_sizes=[(10, 10)] * 8)
+    on_host = processor.post_process_object_detection(outputs, target_sizes=[(10, 10)] * 8)
+    assert copies == []
+    monkeypatch.setattr(_image_post_processing, "_is_on_host", lambda tensor: False)
+    from_device = processor.post_process_object_detection(outputs, target_sizes=[(10, 10)] * 8)
     assert copies == [(8, 6, 6)]
+    for ours, theirs in zip(on_host, from_device, strict=True):
+        for name, values in ours.items():
+            assert values.dtype == theirs[name].dtype
+            torch.testing.assert_close(values, theirs[name])
 
 
 def test_nothing_is_remembered_for_gradients(processor):

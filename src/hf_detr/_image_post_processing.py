@@ -31,7 +31,7 @@ def detections_from_outputs(
         raise ValueError(f"nms_iou_threshold={nms_iou_threshold!r}: expected an IoU in [0, 1], or None for no NMS.")
 
     logits, boxes_cxcywh = logits.float(), boxes_cxcywh.float()
-    if logits.device.type == "cpu":
+    if _is_on_host(logits):
         place, scores, labels = _likely(logits, float(thresholds.min()))
         boxes = boxes_cxcywh.reshape(-1, 4).numpy()[place]
     else:
@@ -54,6 +54,10 @@ def detections_from_outputs(
     if top_k is not None or nms_iou_threshold is not None:
         results = [_select(result, top_k, nms_iou_threshold) for result in results]
     return results
+
+
+def _is_on_host(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 def _likely(logits: Tensor, threshold: float) -> tuple[NDArray, NDArray, NDArray]:
