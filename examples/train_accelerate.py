@@ -41,7 +41,7 @@ from hf_detr.training.average import WeightAverage
 from hf_detr.training.callbacks import evaluations_since_best
 from hf_detr.training.health import QueryCollapse, warn_if_not_finite
 from hf_detr.training.losses import IntervalLosses
-from hf_detr.training.recipes import RECIPES, apply_recipe, averages_weights
+from hf_detr.training.recipes import RECIPES, apply_recipe, averages_weights, class_head_rate_of
 from hf_detr.training.rows import count_rows
 from hf_detr.training.samples import EpochOrder, ReproducibleSamples
 from hf_detr.visualization import plot_curves
@@ -339,6 +339,7 @@ def main() -> None:
         detector.to(accelerator.device)
         average = WeightAverage(detector, args.ema) if averages_weights(args.recipe, args.ema) else None
         rates = (args.learning_rate, args.backbone_learning_rate, args.weight_decay)
+        rates += (class_head_rate_of(args.recipe, args.learning_rate),)
         optimizer = torch.optim.AdamW(parameter_groups(detector, *rates))
         check_same_run(args, accelerator)
     except (ValueError, OSError) as error:

@@ -52,7 +52,7 @@ def prepare(name: str, data: Path | None, start: Path | None, file: Path) -> Non
 
         processor = DetrImageProcessor.from_pretrained(tiny_checkpoint())
         train, test = shape_scenes(2_000, 96), shape_scenes(200, 96, seed=1, split="test")
-        case = Case(name, *_inputs(processor, train), test, processor, 16, 5e-4, 5e-4, flip=False)
+        case = Case(name, *_inputs(processor, train), test, processor, 16, 1e-3, 1e-3, flip=False)
     else:
         processor = DetrImageProcessor.from_pretrained(start)
         splits = load_detection_dataset(data, format="voc", on_bad_box="drop")

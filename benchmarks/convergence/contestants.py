@@ -3,11 +3,14 @@
 import warnings
 from pathlib import Path
 
+import timm
 import torch
 import transformers
 from torch import nn
 
 import hf_detr
+
+from . import contrastive
 
 # What a contestant may set; whatever is left out is as here.
 DEFAULTS = {
@@ -16,41 +19,52 @@ DEFAULTS = {
     "denoising_queries": 0,
     "denoising_box_noise": 0.4,
     "denoising_label_noise": 0.2,
+    "contrastive": False,  # see `contrastive`
     "query_groups": 1,
     "encoder_auxiliary_loss": False,
     "iou_aware_labels": False,
     "averages": False,  # the moving average of recipe="fast"
+    "class_head_rate": 1.0,  # times the transformer's learning rate
     "rate": 1.0,  # times the learning rates of all
     "backbone_rate": 1.0,  # times the backbone's, besides
-    "example_recipe": False,  # the optimizer of transformers' example script
+    "example_recipe": False,  # the optimizer of transformers' example and guide
+    "mended": False,  # stock, with the activations in the backbone's norms that it drops put back
+    "share_of_time": 1.0,  # trains for a part of the time, with the whole schedule in it
 }
 
+# recipe="fast", which a test compares with the package's
+FAST = {"encoder_auxiliary_loss": True, "class_head_rate": 10.0, "averages": True}
+
 CONTESTANTS: dict[str, dict] = {
-    # transformers' object-detection example: AdamW 5e-5 for everything, gradients clipped at 0.01
+    # transformers' object-detection example and guide: AdamW 5e-5 for everything, gradients clipped at 0.01
     "stock-example": {"package": "stock", "auxiliary_loss": False, "example_recipe": True},
-    # stock's model with the optimizer the others have: far better than the example's, and so the one to beat
+    "stock-example-auxiliary": {"package": "stock", "example_recipe": True},
+    # stock's model with the optimizer the others have: far better than the example's
     "stock": {"package": "stock", "auxiliary_loss": False},
-    "stock-auxiliary": {"package": "stock", "auxiliary_loss": True},
+    "stock-auxiliary": {"package": "stock"},
+    "stock-mended": {"package": "stock", "auxiliary_loss": False, "mended": True},
+    "stock-mended-auxiliary": {"package": "stock", "mended": True},
     "paper": {},
-    "fast": {"encoder_auxiliary_loss": True, "averages": True},
+    "fast": FAST,
+    "fast-third": {**FAST, "share_of_time": 1 / 3},
     # one help at a time
     "last-layer-only": {"auxiliary_loss": False},
     "average": {"averages": True},
+    "class-head-rate": {"class_head_rate": 10.0},
+    "encoder": {"encoder_auxiliary_loss": True},
     "denoising": {"denoising_queries": 3},
     "denoising-1": {"denoising_queries": 1},
     "denoising-6": {"denoising_queries": 6},
+    "contrastive-denoising": {"denoising_queries": 3, "contrastive": True},
     "groups": {"query_groups": 3},
     "iou-aware": {"iou_aware_labels": True},
-    "encoder": {"encoder_auxiliary_loss": True},
     # together
     "denoising+groups": {"denoising_queries": 3, "query_groups": 3},
-    "denoising+encoder": {"denoising_queries": 3, "encoder_auxiliary_loss": True},
-    "denoising+encoder+average": {"denoising_queries": 3, "encoder_auxiliary_loss": True, "averages": True},
-    "denoising+encoder+iou-aware": {
-        "denoising_queries": 3,
-        "encoder_auxiliary_loss": True,
-        "iou_aware_labels": True,
-    },
+    "encoder+average": {"encoder_auxiliary_loss": True, "averages": True},
+    "average+class-head-rate": {"averages": True, "class_head_rate": 10.0},
+    "fast+denoising": {**FAST, "denoising_queries": 3},
+    "fast+groups": {**FAST, "query_groups": 3},
+    "fast+iou-aware": {**FAST, "iou_aware_labels": True},
 }
 
 
@@ -75,7 +89,11 @@ def make_model(start: Path, settings: dict) -> nn.Module:
             )
             if live_norms:  # stock freezes every norm, also those of random weights, which then can never learn
                 _thaw_norms(model)
+            if settings["mended"]:
+                _put_activations_back(model)
             return model.train()
+        if settings["contrastive"]:
+            contrastive.install()
         names = ("auxiliary_loss", "denoising_queries", "denoising_box_noise", "denoising_label_noise", "query_groups",
                  "encoder_auxiliary_loss", "iou_aware_labels")  # fmt: skip
         model = hf_detr.DetrForObjectDetection.from_pretrained(start, **{name: settings[name] for name in names})
@@ -92,16 +110,31 @@ def _thaw_norms(module: nn.Module) -> None:
             _thaw_norms(child)
 
 
+def _put_activations_back(model: nn.Module) -> None:
+    """Stock replaces norms that have an activation inside (timm's BatchNormAct2d) by norms without."""
+    config = model.config.backbone_config
+    backbone = model.model.backbone.model
+    whole = timm.create_model(
+        config.backbone, features_only=True, out_indices=tuple(config.out_indices), output_stride=config.output_stride
+    )
+    for name, norm in whole.named_modules():
+        if not isinstance(getattr(norm, "act", None), nn.Identity | None):
+            frozen = backbone.get_submodule(name)
+            backbone.set_submodule(name, nn.Sequential(frozen, norm.act))
+
+
 def make_optimizer(model: nn.Module, settings: dict, rate: float, backbone_rate: float) -> torch.optim.Optimizer:
     """AdamW, weight decay 1e-4: `rate` for all but the backbone, `backbone_rate` for that."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if settings["example_recipe"]:
-        return torch.optim.AdamW([p for _, p in named], lr=5e-5, weight_decay=1e-4)
+        return torch.optim.AdamW([p for _, p in named], lr=5e-5, weight_decay=1e-4, fused=True)
     backbone = [p for name, p in named if "backbone" in name.split(".")]
-    others = [p for name, p in named if "backbone" not in name.split(".")]
+    class_head = [p for name, p in named if "class_labels_classifier" in name.split(".")]
+    others = [p for name, p in named if not {"backbone", "class_labels_classifier"} & set(name.split("."))]
     factor = settings["rate"]
     groups = [
         {"params": others, "lr": rate * factor},
+        {"params": class_head, "lr": rate * factor * settings["class_head_rate"]},
         {"params": backbone, "lr": backbone_rate * factor * settings["backbone_rate"]},
     ]
-    return torch.optim.AdamW(groups, weight_decay=1e-4)
+    return torch.optim.AdamW(groups, weight_decay=1e-4, fused=True)

@@ -18,8 +18,8 @@ def table(told: dict, names: Iterable[str] | None = None) -> str:
         runs = list(told["runs"][name].values())
         cells = [name, str(len(runs)), f"{mean(run['ms_per_step'] for run in runs):.0f}"]
         cells.append(f"{mean(run['images'] for run in runs):,.0f}")
-        cells += [_spread([_at(run, share, "map") for run in runs]) for share in (0.25, 0.5, 1)]
-        cells.append(_spread([_at(run, 1, "map_50") for run in runs]))
+        cells += [_spread([_at(run, share * 60 * minutes, "map") for run in runs]) for share in (0.25, 0.5, 1)]
+        cells.append(_spread([run["curve"][-1]["map_50"] for run in runs]))
         cells.append(_reached(runs, best, minutes))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -28,7 +28,7 @@ def table(told: dict, names: Iterable[str] | None = None) -> str:
 def _best_of_stock(told: dict) -> float | None:
     """The best mean AP that a contestant of stock ends with."""
     ends = [
-        mean(_at(run, 1, "map") for run in seeds.values())
+        mean(run["curve"][-1]["map"] for run in seeds.values())
         for name, seeds in told["runs"].items()
         if name.startswith("stock")
     ]
@@ -49,12 +49,14 @@ def _reached(runs: list[dict], best: float | None, minutes: float) -> str:
     return "not reached"
 
 
-def _at(run: dict, share: float, name: str) -> float:
-    curve = run["curve"]
-    return curve[round(share * len(curve)) - 1][name]
+def _at(run: dict, seconds: float, name: str) -> float | None:
+    """At the first evaluation that is not before `seconds`; None where the run has ended by then."""
+    return next((point[name] for point in run["curve"] if point["seconds"] > 0.999 * seconds), None)
 
 
-def _spread(values: list[float]) -> str:
+def _spread(values: list[float | None]) -> str:
+    if None in values:
+        return ""
     middle = f"{100 * mean(values):.1f}"
     return middle if len(values) == 1 else f"{middle} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 

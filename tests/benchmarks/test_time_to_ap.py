@@ -1,10 +1,15 @@
 """What benchmarks/time_to_ap.py says of its runs, and that its contestants start alike."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
+from convergence import contrastive
 from convergence.contestants import CONTESTANTS, make_model, make_optimizer, settings_of
 from convergence.summary import plot, table
+from hf_detr.loss import pack_targets
+from hf_detr.training.recipes import RECIPES
 from tests.small_models import images, small_model, targets
 
 
@@ -42,10 +47,27 @@ def test_contestants_start_from_the_same_outputs(tmp_path):
     small_model().save_pretrained(tmp_path)
     pixels, _ = images((64, 64), (64, 64))
     # with its auxiliary loss on, stock's logits are others: that is one of its faults
-    names = [name for name in CONTESTANTS if name != "stock-auxiliary"]
+    names = [name for name in CONTESTANTS if not (name.startswith("stock") and settings_of(name)["auxiliary_loss"])]
     outputs = {name: make_model(tmp_path, settings_of(name)).eval()(pixels) for name in names}
     for name, output in outputs.items():
         torch.testing.assert_close(output.logits, outputs["paper"].logits, rtol=0, atol=1e-4, msg=name)
+
+
+def test_a_mended_stock_has_the_activations_that_stock_drops(tmp_path):
+    small_model(backbone="test_efficientnet").save_pretrained(tmp_path)
+    pixels, _ = images((64, 64), (64, 64))
+    outputs = {
+        name: make_model(tmp_path, settings_of(name)).eval()(pixels) for name in ("paper", "stock", "stock-mended")
+    }
+    torch.testing.assert_close(outputs["stock-mended"].logits, outputs["paper"].logits, rtol=0, atol=1e-4)
+    assert not torch.allclose(outputs["stock"].logits, outputs["paper"].logits, rtol=0, atol=1e-4)
+
+
+def test_a_run_that_ends_early_is_compared_at_its_own_end():
+    short = run(0.3, minutes=1 / 3)
+    told = {"case": "digits", "minutes": 1.0, "runs": {"stock": {"0": run(0.3)}, "fast-third": {"0": short}}}
+    row = table(told).splitlines()[-1]
+    assert "| 22.5 |  |  | 30.0 | 0.33 of the time |" in row
 
 
 @pytest.mark.parametrize("name", ["stock-example", "stock-auxiliary", "fast"])
@@ -55,7 +77,8 @@ def test_a_contestant_trains(tmp_path, name):
     model = make_model(tmp_path, settings)
     optimizer = make_optimizer(model, settings, 1e-3, 1e-4)
     rates = sorted({group["lr"] for group in optimizer.param_groups})
-    assert rates == ([5e-5] if name == "stock-example" else [1e-4, 1e-3])
+    wanted = {"stock-example": [5e-5], "stock-auxiliary": [1e-4, 1e-3], "fast": [1e-4, 1e-3, 1e-2]}
+    assert rates == pytest.approx(wanted[name])
     assert sum(len(g["params"]) for g in optimizer.param_groups) == sum(p.requires_grad for p in model.parameters())
     pixels, _ = images((64, 64), (64, 64))
     torch.manual_seed(0)
@@ -67,6 +90,29 @@ def test_a_contestant_trains(tmp_path, name):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+def test_fast_is_the_packages_recipe():
+    settings, recipe = settings_of("fast"), asdict(RECIPES["fast"])
+    assert {name: settings[name] for name in recipe} == recipe
+
+
+def test_far_noised_copies_are_taught_no_object(monkeypatch):
+    monkeypatch.setattr(contrastive.modeling_detr, "noise_targets", None)  # and puts it back
+    monkeypatch.setattr(contrastive.set_loss, "denoising_losses", None)
+    contrastive.install()
+    packed = pack_targets(targets(3, 2), 2, torch.device("cpu"))
+    noised = contrastive.modeling_detr.noise_targets(packed, 2, 5, 0.4, 0.0)
+    near, far = noised.noised_boxes_cxcywh.chunk(2, dim=1)
+    truth = noised.boxes_cxcywh.chunk(2, dim=1)[0]
+    real = noised.is_real.chunk(2, dim=1)[0]
+    assert (noised.class_labels.chunk(2, dim=1)[1] == 5).all()
+    assert ((near - truth).abs().sum(-1) < (far - truth).abs().sum(-1))[real].float().mean() > 0.7
+    model = small_model(denoising_queries=2)
+    pixels, _ = images((64, 64), (64, 64))
+    loss = model.train()(pixels, labels=targets(3, 2)).loss
+    loss.backward()
+    assert loss.isfinite()
 
 
 def test_unknown_names_are_errors():

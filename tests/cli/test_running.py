@@ -4,8 +4,9 @@ import threading
 import time
 
 import pytest
+import torch
 
-from hf_detr.cli._running import in_order, run_ahead
+from hf_detr.cli._running import computes_in_bf16, in_order, run_ahead
 
 
 def test_items_are_made_in_order_before_they_are_asked_for_and_no_further_ahead():
@@ -54,3 +55,12 @@ def test_those_who_take_no_more_end_the_work():
     ahead.close()
     assert ended == [True]
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True, "avx512_bf16": False}, False)],
+)
+def test_a_processor_without_instructions_for_bf16_trains_in_float32(monkeypatch, capabilities, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert computes_in_bf16(on_gpu=False) is precision

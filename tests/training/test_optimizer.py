@@ -33,6 +33,15 @@ def test_the_backbone_alone_has_its_own_learning_rate(model_class):
     assert any("input_projection" in name for name in names_of(model, others))  # made for the backbone, not of it
 
 
+def test_the_class_head_can_have_a_learning_rate_of_its_own():
+    model = small_model()
+    groups = parameter_groups(model, 2e-4, 3e-5, 0.01, class_head_learning_rate=2e-3)
+    assert [group["lr"] for group in groups] == [2e-4, 3e-5, 2e-3]
+    assert names_of(model, groups[2]) == {"class_labels_classifier.weight", "class_labels_classifier.bias"}
+    in_groups = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(in_groups) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
+
+
 def test_defaults_are_the_papers():
     others, backbone = parameter_groups(small_model())
     assert (others["lr"], backbone["lr"], others["weight_decay"]) == (1e-4, 1e-5, 1e-4)
@@ -60,7 +69,9 @@ def test_nothing_to_train_is_an_error():
         parameter_groups(model)
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "backbone_learning_rate", "weight_decay"])
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "backbone_learning_rate", "weight_decay", "class_head_learning_rate"]
+)
 @pytest.mark.parametrize("value", [-1e-4, float("nan")])
 def test_a_negative_number_is_named(name, value):
     with pytest.raises(ValueError, match=f"{name}="):

@@ -47,6 +47,20 @@ def test_what_a_recipe_sets_can_be_set_otherwise(make_trainer):
     assert not trainer.args.averages_weights
 
 
+@pytest.mark.parametrize(
+    ("settings", "rates"),
+    [
+        ({"recipe": "fast"}, [1e-3, 1e-5, 1e-2]),
+        ({"recipe": "fast", "class_head_learning_rate": 3e-3}, [1e-3, 1e-5, 3e-3]),
+        ({"recipe": "paper"}, [1e-3, 1e-5]),
+        ({"class_head_learning_rate": 3e-3}, [1e-3, 1e-5, 3e-3]),
+    ],
+)
+def test_fast_lets_the_class_head_learn_ten_times_as_fast(make_trainer, settings, rates):
+    optimizer = make_trainer(model(), rows=scenes(2), **settings).create_optimizer()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(rates)
+
+
 def test_a_model_made_by_model_init_has_the_recipe_too(tmp_path):
     args = arguments(tmp_path, recipe="fast", ema_decay=0, eval_strategy="no")
     trainer = DetrTrainer(args=args, model_init=lambda: model(), train_dataset=transformed(scenes(2)))
@@ -98,6 +112,8 @@ def test_impossible_recipes_are_errors(tmp_path, make_trainer):
         arguments(tmp_path, recipe="quick")
     with pytest.raises(ValueError, match=r"ema_decay=1\.5"):
         arguments(tmp_path, ema_decay=1.5)
+    with pytest.raises(ValueError, match="class_head_learning_rate=-1"):
+        arguments(tmp_path, class_head_learning_rate=-1)
     with pytest.raises(ValueError, match="query_groups=0"):
         make_trainer(model(), query_groups=0)
 

@@ -100,7 +100,6 @@ def _facts(
     parts = (splits.train, splits.validation, splits.test)
     counts = {name: _counts(rows) for name, rows in zip(splits.names, parts, strict=True)}
     base = args.model if args.model and not Path(args.model).exists() else None
-    rate, backbone_rate = settings.learning_rate, settings.backbone_learning_rate
     return {
         "name": args.push_to_hub.split("/")[-1] if args.push_to_hub else args.output.resolve().name,
         "repo_id": args.push_to_hub or str(args.output),
@@ -119,7 +118,7 @@ def _facts(
             "epochs": f"{epochs:g} ({steps:,} steps)",
             "images a step": args.batch_size * args.gradient_accumulation * settings.world_size,
             "optimizer": f"AdamW, weight decay {args.weight_decay:g}, gradients clipped at {args.clip:g}",
-            "learning rate": f"{rate:g}, backbone {backbone_rate:g}",
+            "learning rate": settings.told_rates,
             "schedule": "constant" if settings.lr_drop_at is None else f"/ 10 after {settings.lr_drop_at:.2f} of it",
             "augmentation": args.augment,
             "image size": ", ".join(f"{name} {value}" for name, value in dict(trainer.processing_class.size).items()),

@@ -44,6 +44,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def computes_in_bf16(on_gpu: bool) -> bool:
+    """Whether the device has instructions for bfloat16; where it has none, that is slower than float32."""
+    if on_gpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 def load_model(name: str) -> tuple[DetrForObjectDetection, DetrImageProcessor]:
     """A trained model in eval mode, on the CPU, and its processor, of a folder or a name on the Hub.
 

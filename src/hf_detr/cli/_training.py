@@ -21,7 +21,7 @@ from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.modeling_detr import DetrForObjectDetection
 from hf_detr.training import DetrTrainer, DetrTrainingArguments
 
-from ._running import load_processor, one_line, progress_bar
+from ._running import computes_in_bf16, load_processor, one_line, progress_bar
 
 # Pictures with these problems end a training in its middle; better before it.
 _STOPS = ("missing image", "corrupt image", "size differs")
@@ -240,7 +240,7 @@ def make_trainer(
     on_gpu = args.device != "cpu" and torch.cuda.is_available()
     precision = args.precision
     if precision == "auto":
-        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+        precision = "bf16" if computes_in_bf16(on_gpu) else "fp32"
     images = args.batch_size * args.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
     steps = -(-len(splits.train) // images)  # an epoch
     settings = DetrTrainingArguments(
@@ -251,6 +251,7 @@ def make_trainer(
         gradient_accumulation_steps=args.gradient_accumulation,
         learning_rate=args.learning_rate,
         backbone_learning_rate=args.backbone_learning_rate,
+        class_head_learning_rate=args.class_head_learning_rate,
         weight_decay=args.weight_decay,
         max_grad_norm=args.clip,
         lr_drop_at=args.lr_drop_at if 0 < args.lr_drop_at < 1 else None,

@@ -63,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--backbone-learning-rate", type=above_zero, metavar="LR", help="default: 1/10 of it, all of it if fresh"
     )
+    training.add_argument(
+        "--class-head-learning-rate", type=above_zero, metavar="LR", help="default: as the recipe says"
+    )
     training.add_argument("--weight-decay", type=not_negative, default=1e-4, metavar="X", help="default 1e-4")
     training.add_argument(
         "--lr-drop-at", type=fraction, default=2 / 3, metavar="SHARE", help="then rates / 10 (default 2/3; 1: never)"
@@ -87,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
         default="auto",
-        help="auto: bf16 on GPUs that have it, else fp32",
+        help="auto: bf16 where the device has instructions for it, else fp32",
     )
     training.add_argument("--seed", type=counting, default=0, metavar="N", help="of weights, order and augmentation")
     training.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU where there is one")

@@ -6,7 +6,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..data.bad_boxes import ON_BAD_BOX
-from .recipes import RECIPES, averages_weights
+from .recipes import RECIPES, averages_weights, class_head_rate_of
 
 
 @dataclass
@@ -22,10 +22,12 @@ class DetrTrainingArguments(TrainingArguments):
 
     Fields of this class:
         recipe: "paper", or "fast" for the best combination of training-only help that was measured (docs/results.md);
-            None leaves the model as its configuration says. What it sets, the next five fields can set otherwise.
+            None leaves the model as its configuration says. What it sets, the fields below can set otherwise.
         denoising_queries, query_groups, encoder_auxiliary_loss, iou_aware_labels: as in `DetrConfig`; None: as the
             recipe says.
         backbone_learning_rate: of all parameters of the backbone that train.
+        class_head_learning_rate: of the class head, which starts afresh where the classes are new. None: as the recipe
+            says, ten times `learning_rate` with "fast", `learning_rate` otherwise.
         lr_drop_at: the share of the training, in (0, 1), after which all rates fall to a tenth; None for never. Only
             with `lr_scheduler_type` "constant" or "constant_with_warmup"; other schedules are as in Transformers.
         ema_decay: in (0, 1), such as 0.9997: an exponential moving average of the weights is kept, and is what is
@@ -48,6 +50,7 @@ class DetrTrainingArguments(TrainingArguments):
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Of everything but the backbone."})
     backbone_learning_rate: float = field(default=1e-5, metadata={"help": "Of the backbone."})
+    class_head_learning_rate: float | None = field(default=None, metadata={"help": "Of the class head."})
     weight_decay: float = field(default=1e-4, metadata={"help": "Of every parameter, norms and biases as well."})
     max_grad_norm: float = field(default=0.1, metadata={"help": "Largest norm of the gradient."})
     num_train_epochs: float = field(default=300.0, metadata={"help": "Passes over the training set."})
@@ -91,6 +94,17 @@ class DetrTrainingArguments(TrainingArguments):
         """Whether a moving average of the weights is kept."""
         return averages_weights(self.recipe, self.ema_decay)
 
+    @property
+    def class_head_rate(self) -> float | None:
+        """The class head's learning rate, None where it is that of the rest."""
+        return class_head_rate_of(self.recipe, self.learning_rate, self.class_head_learning_rate)
+
+    @property
+    def told_rates(self) -> str:
+        """The learning rates, for a reader."""
+        told = f"{self.learning_rate:g}, backbone {self.backbone_learning_rate:g}"
+        return told if self.class_head_rate is None else f"{told}, class head {self.class_head_rate:g}"
+
     def __post_init__(self):
         _check(self)
         if self.accelerator_config is None and torch.cuda.is_available() and not self.use_cpu:
@@ -112,6 +126,11 @@ def _check(args: DetrTrainingArguments) -> None:
         )
     if not args.backbone_learning_rate >= 0:
         raise ValueError(f"backbone_learning_rate={args.backbone_learning_rate!r} is not a number of at least 0.")
+    if args.class_head_learning_rate is not None and not args.class_head_learning_rate >= 0:
+        raise ValueError(
+            f"class_head_learning_rate={args.class_head_learning_rate!r} is not a number of at least 0; None leaves it "
+            "to the recipe."
+        )
     if args.lr_drop_at is not None and not 0 < args.lr_drop_at < 1:
         raise ValueError(f"lr_drop_at={args.lr_drop_at!r} is not between 0 and 1; None turns it off.")
     if args.ema_decay is not None and not 0 <= args.ema_decay < 1:

@@ -8,8 +8,11 @@ def parameter_groups(
     learning_rate: float = 1e-4,
     backbone_learning_rate: float = 1e-5,
     weight_decay: float = 1e-4,
+    class_head_learning_rate: float | None = None,
 ) -> list[dict]:
-    """Two groups for `torch.optim.AdamW`: first everything but the backbone, then the backbone, if any of it trains.
+    """Groups for `torch.optim.AdamW`: everything but the backbone, then the backbone, if any of it trains.
+
+    With `class_head_learning_rate` the class head, which starts afresh where the classes are new, is a third group.
 
     Frozen parameters are left out, so freeze and unfreeze before calling this. Weight decay goes to all, norms and
     biases as well, as in the original. A model wrapped for data parallelism is understood too. Raises ValueError where
@@ -19,6 +22,7 @@ def parameter_groups(
         "learning_rate": learning_rate,
         "backbone_learning_rate": backbone_learning_rate,
         "weight_decay": weight_decay,
+        "class_head_learning_rate": learning_rate if class_head_learning_rate is None else class_head_learning_rate,
     }
     for name, value in numbers.items():
         if not value >= 0:
@@ -26,11 +30,19 @@ def parameter_groups(
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trained:
         raise ValueError("Every parameter of the model is frozen; unfreeze some (requires_grad_()) before training.")
-    # "model.backbone.conv_encoder..." of the detector, "backbone...." of DetrModel
-    backbone = [parameter for name, parameter in trained if "backbone" in name.split(".")]
-    others = [parameter for name, parameter in trained if "backbone" not in name.split(".")]
-    groups = [
-        {"params": others, "lr": learning_rate, "weight_decay": weight_decay},
-        {"params": backbone, "lr": backbone_learning_rate, "weight_decay": weight_decay},
+    rates = {"others": learning_rate, "backbone": backbone_learning_rate}
+    if class_head_learning_rate is not None:
+        rates["class head"] = class_head_learning_rate
+    members: dict[str, list[nn.Parameter]] = {kind: [] for kind in rates}
+    for name, parameter in trained:
+        # "model.backbone.conv_encoder..." of the detector, "backbone...." of DetrModel
+        if "backbone" in name.split("."):
+            kind = "backbone"
+        else:
+            kind = "class head" if "class_labels_classifier" in name.split(".") else "others"
+        members[kind if kind in rates else "others"].append(parameter)
+    return [
+        {"params": members[kind], "lr": rate, "weight_decay": weight_decay}
+        for kind, rate in rates.items()
+        if members[kind]
     ]
-    return [group for group in groups if group["params"]]

@@ -16,6 +16,7 @@ class Recipe:
 
     Attributes:
         denoising_queries, query_groups, encoder_auxiliary_loss, iou_aware_labels: as in `DetrConfig`.
+        class_head_rate: the class head's learning rate, times the transformer's.
         averages: keep a moving average of the weights, over a share of the steps so far; see `WeightAverage`.
     """
 
@@ -23,12 +24,13 @@ class Recipe:
     query_groups: int = 1
     encoder_auxiliary_loss: bool = False
     iou_aware_labels: bool = False
+    class_head_rate: float = 1.0
     averages: bool = False
 
 
 RECIPES = {
     "paper": Recipe(),
-    "fast": Recipe(encoder_auxiliary_loss=True, averages=True),
+    "fast": Recipe(encoder_auxiliary_loss=True, class_head_rate=10.0, averages=True),
 }
 # What a recipe says about the model, and a user may say otherwise.
 MODEL_SETTINGS = ("denoising_queries", "query_groups", "encoder_auxiliary_loss", "iou_aware_labels")
@@ -66,3 +68,11 @@ def averages_weights(recipe: str | None, ema_decay: float | None) -> bool:
     if ema_decay is not None:
         return ema_decay > 0
     return recipe is not None and RECIPES[recipe].averages
+
+
+def class_head_rate_of(recipe: str | None, learning_rate: float, wish: float | None = None) -> float | None:
+    """The class head's learning rate: `wish` before what the recipe says; None where it is that of the rest."""
+    if wish is not None:
+        return wish
+    factor = 1.0 if recipe is None else RECIPES[recipe].class_head_rate
+    return None if factor == 1 else factor * learning_rate

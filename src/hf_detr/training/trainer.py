@@ -74,7 +74,7 @@ class DetrTrainer(EvaluationMixin, Trainer):
             "recipe": {
                 "epochs": f"{self.state.epoch or 0:g} ({self.state.global_step:,} steps)",
                 "images a step": self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
-                "learning rate": f"{args.learning_rate:g}, backbone {args.backbone_learning_rate:g}",
+                "learning rate": args.told_rates,
                 "weight decay": f"{args.weight_decay:g}",
                 "gradients clipped at": f"{args.max_grad_norm:g}",
                 "seed": args.seed,
@@ -308,7 +308,7 @@ class DetrTrainer(EvaluationMixin, Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer of `args.optim`, AdamW by default, with the paper's two groups."""
+        """The optimizer of `args.optim`, AdamW by default, with the paper's groups."""
         if self.optimizer is None:
             model = self.model if model is None else model
             chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
@@ -319,7 +319,8 @@ class DetrTrainer(EvaluationMixin, Trainer):
             ):
                 raise ValueError(f"optim={self.args.optim!r} makes parameter groups of its own; choose adamw_torch.")
             args = self.args
-            groups = parameter_groups(model, args.learning_rate, args.backbone_learning_rate, args.weight_decay)
+            rates = (args.learning_rate, args.backbone_learning_rate, args.weight_decay, args.class_head_rate)
+            groups = parameter_groups(model, *rates)
             self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
 
