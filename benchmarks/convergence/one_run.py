@@ -1,8 +1,8 @@
 """Trains one contestant for so many minutes and writes its AP over time as JSON: one process a run.
 
 The clock counts training steps alone, batches and moving average included, evaluation and preparation not. All have the
-same batches in the same order, mixed precision (bf16), and the same schedule over the clock: a warm-up over a twentieth
-of it, and a cosine to zero.
+same batches in the same order, the precision of the case, and the same schedule over the clock: a warm-up over a
+twentieth of it, and a cosine to zero.
 """
 
 import copy
@@ -52,7 +52,7 @@ def train(prepared: Path, start: Path, settings: dict, seed: int, minutes: float
             orders.shuffle(order)
         chosen, order = order[: case.batch_size], order[case.batch_size :]
         pixels, labels = _batch(case, chosen, flips, device)
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=case.mixed_precision):
             loss = model(pixels, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)

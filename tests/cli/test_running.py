@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from hf_detr.cli._running import computes_in_bf16, in_order, run_ahead
+from hf_detr.cli._running import in_order, is_quicker_in_bf16, run_ahead
 
 
 def test_items_are_made_in_order_before_they_are_asked_for_and_no_further_ahead():
@@ -58,9 +58,14 @@ def test_those_who_take_no_more_end_the_work():
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "precision"),
-    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True, "avx512_bf16": False}, False)],
+    ("capabilities", "groups", "quicker"),
+    [
+        ({"avx512_bf16": True}, 1, True),
+        ({"amx_bf16": True}, 1, True),
+        ({"avx512_bf16": True}, 4, False),
+        ({"avx2": True, "avx512_bf16": False}, 1, False),
+    ],
 )
-def test_a_processor_without_instructions_for_bf16_trains_in_float32(monkeypatch, capabilities, precision):
+def test_bf16_is_chosen_where_processor_and_model_are_quicker_with_it(monkeypatch, capabilities, groups, quicker):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert computes_in_bf16(on_gpu=False) is precision
+    assert is_quicker_in_bf16(torch.nn.Conv2d(4, 4, 3, groups=groups), on_gpu=False) is quicker

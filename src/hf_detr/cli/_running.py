@@ -9,6 +9,7 @@ from typing import TypeVar
 import datasets
 import torch
 import transformers
+from torch import nn
 from tqdm import tqdm
 
 from hf_detr.image_processing_detr import DetrImageProcessor
@@ -44,10 +45,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def computes_in_bf16(on_gpu: bool) -> bool:
-    """Whether the device has instructions for bfloat16; where it has none, that is slower than float32."""
+def is_quicker_in_bf16(model: nn.Module, on_gpu: bool) -> bool:
+    """Whether the device has instructions for bfloat16, and, on a CPU, for the model's convolutions: grouped and
+    depthwise ones take longer with it there than in float32."""
     if on_gpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in model.modules()):
+        return False
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 

@@ -21,7 +21,7 @@ from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.modeling_detr import DetrForObjectDetection
 from hf_detr.training import DetrTrainer, DetrTrainingArguments
 
-from ._running import computes_in_bf16, load_processor, one_line, progress_bar
+from ._running import is_quicker_in_bf16, load_processor, one_line, progress_bar
 
 # Pictures with these problems end a training in its middle; better before it.
 _STOPS = ("missing image", "corrupt image", "size differs")
@@ -240,7 +240,7 @@ def make_trainer(
     on_gpu = args.device != "cpu" and torch.cuda.is_available()
     precision = args.precision
     if precision == "auto":
-        precision = "bf16" if computes_in_bf16(on_gpu) else "fp32"
+        precision = "bf16" if is_quicker_in_bf16(model, on_gpu) else "fp32"
     images = args.batch_size * args.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
     steps = -(-len(splits.train) // images)  # an epoch
     settings = DetrTrainingArguments(

@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
         default="auto",
-        help="auto: bf16 where the device has instructions for it, else fp32",
+        help="auto: bf16 where the model is quicker with it, else fp32",
     )
     training.add_argument("--seed", type=counting, default=0, metavar="N", help="of weights, order and augmentation")
     training.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU where there is one")
