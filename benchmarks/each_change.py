@@ -17,10 +17,11 @@ import torch
 import transformers
 
 from contestants import ours, training_step, write_checkpoint
-from environment import describe
+from environment import describe, stamp
 from hf_detr.nn.backbone import ConvEncoder
 from inputs import batch, labels
 from measure import alternate, ratios, summarise
+from report import save
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -82,7 +83,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     transformers.logging.disable_progress_bar()
     device = torch.device(args.device)
-    told = {"environment": describe(device, quick=False), "cases": {}}
+    told = {"program": "each_change", "environment": describe(device, quick=False), "stamp": stamp(), "cases": {}}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(Path(folder))
         for case in [args.only] if args.only else TAKEN_BACK:
@@ -95,11 +96,10 @@ def main() -> None:
             print(f"{case}: {summarise(mine)['median'] * 1000:.0f} ms")
             for name, theirs in samples.items():
                 print(f"  without {name}: {ratios(mine, theirs)['median']:.2f} times as long")
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"each_change_{device.type}.json"
     kept = json.loads(path.read_text())["cases"] if path.exists() else {}
     told["cases"] = {**kept, **told["cases"]}
-    path.write_text(json.dumps(told, indent=1) + "\n")
+    save(path, told)
     print(path)
 
 

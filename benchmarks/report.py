@@ -172,6 +172,26 @@ def growth_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def each_change_table(results: dict[str, Any]) -> str:
+    """What each_change.py found, as Markdown."""
+    lines = [
+        f"{results['environment']['device_name']}, commit {results['stamp']['commit']}:",
+        "",
+        "| call | as it is | without | times as long (quartiles) |",
+        "| --- | ---: | --- | ---: |",
+    ]
+    for case, rows in results["cases"].items():
+        call, mine = case, seconds(rows["as it is"]["median"])
+        for name, row in rows.items():
+            if name != "as it is":
+                ratio = row["ratio"]
+                lines.append(
+                    f"| {call} | {mine} | {name} | **{ratio['median']:.2f}** ({ratio['q1']:.2f}-{ratio['q3']:.2f}) |"
+                )
+                call = mine = ""
+    return "\n".join(lines)
+
+
 def render(template: str, files: dict[str, dict[str, Any]]) -> str:
     """The template with its places filled from the contents of benchmarks/results, by file name without ending.
 
@@ -179,7 +199,7 @@ def render(template: str, files: dict[str, dict[str, Any]]) -> str:
     """
     by_program = {
         program: [content for content in files.values() if content.get("program") == program]
-        for program in ("run", "growth")
+        for program in ("run", "growth", "each_change")
     }
 
     def fill(found: re.Match) -> str:
@@ -188,6 +208,8 @@ def render(template: str, files: dict[str, dict[str, Any]]) -> str:
             return "\n\n".join(table(one) for one in by_program["run"])
         if place == "growth":
             return "\n\n".join(growth_table(one) for one in by_program["growth"]) or "Not measured yet."
+        if place == "each_change":
+            return "\n\n".join(each_change_table(one) for one in by_program["each_change"]) or "Not measured yet."
         name, _, rest = place.partition(":")
         path, _, form = rest.partition(":")
         fitting = [files[name]] if name in files else []

@@ -91,6 +91,19 @@ def test_growth_is_a_table_of_slopes():
     assert "| loss | queries | 2: 2.00 s | 4: 4.00 s | 1.00 | 1.50 | 0.50 |" in render("{{growth}}", {"growth": growth})
 
 
+def test_what_each_change_gave_is_a_table():
+    rows = {"as it is": spread(1.5), "channels last": {**spread(2.0), "ratio": spread(1.25)}}
+    told = {
+        "program": "each_change",
+        "environment": ENVIRONMENT,
+        "stamp": {"commit": "abcdef"},
+        "cases": {"inference": rows},
+    }
+    text = render("{{each_change}}", {"each_change_cpu": told})
+    assert "| inference | 1.50 s | channels last | **1.25** (1.12-1.38) |" in text
+    assert render("{{each_change}}", {}) == "Not measured yet."
+
+
 def test_seconds_have_three_digits_and_a_unit():
     assert [seconds(value) for value in (123.4, 12.34, 1.234, 0.01234, 1.2e-5)] == [
         "123 s", "12.3 s", "1.23 s", "12.3 ms", "12.0 us",

@@ -9,28 +9,27 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from datasets import IterableDataset
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from ..checkpoints.model_card import model_card
 from ..data.collator import DetectionCollator
 from ..evaluation import CocoEvaluator
 from .arguments import DetrTrainingArguments
 from .average import WeightAverage
 from .callbacks import EarlyStopping, UpdateAverage
-from .checkpoint_folders import TRAINED_WEIGHTS, TRAINING_ONLY, is_whole, last_checkpoint
+from .checkpoint_folders import is_whole, last_checkpoint
 from .health import QueryCollapse, warn_if_not_finite
 from .losses import IntervalLosses
 from .optimizer import parameter_groups
 from .recipes import MODEL_SETTINGS, apply_recipe
 from .rows import check_is_transformed, class_problem, count_rows, mended, raw_rows, transform_of
 from .samples import EpochOrder, ReproducibleSamples, ShareOfBatches
+from .trainer_checkpoints import CheckpointMixin
 from .trainer_evaluation import EvaluationMixin
 
 
-class DetrTrainer(EvaluationMixin, Trainer):
+class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
     """Trains a DetrForObjectDetection on rows of `DetectionTransform`; arguments are those of `transformers.Trainer`.
 
         train = transform_dataset(data["train"], DetectionTransform(processor, augment="paper"))
@@ -60,34 +59,6 @@ class DetrTrainer(EvaluationMixin, Trainer):
         ValueError: what cannot train: nn.DataParallel, rows without transform, bad boxes, more classes than the model
             has, functions of metrics or loss, for which `transformers.Trainer` is there.
     """
-
-    def create_model_card(self, model_name: str | None = None, license: str | None = None, **_: Any) -> None:
-        """Writes README.md into the output folder: recipe, model, and the AP of the last evaluation."""
-        if not self.is_world_process_zero():
-            return
-        args, config = self.args, self.model.config
-        name = model_name or (args.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1]
-        facts = {
-            "name": name,
-            "repo_id": args.hub_model_id or name,
-            "license": license,
-            "recipe": {
-                "epochs": f"{self.state.epoch or 0:g} ({self.state.global_step:,} steps)",
-                "images a step": self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
-                "learning rate": args.told_rates,
-                "weight decay": f"{args.weight_decay:g}",
-                "gradients clipped at": f"{args.max_grad_norm:g}",
-                "seed": args.seed,
-            },
-            "model": {
-                "backbone": getattr(config.backbone_config, "backbone", config.backbone_config.model_type),
-                "queries": config.num_queries,
-                "classes": ", ".join(config.id2label.values()),
-            },
-        }
-        if self.evaluator is not None and len(self.evaluator):
-            facts["evaluation"] = {"split": "evaluation", "metrics": self.evaluator.compute()}
-        Path(args.output_dir, "README.md").write_text(model_card(facts), encoding="utf-8")
 
     def __init__(
         self,
@@ -393,41 +364,6 @@ class DetrTrainer(EvaluationMixin, Trainer):
                 collapse.warn(f"Step {self.state.global_step}")
             warn_if_not_finite(logs, self.state.global_step)
         super().log(logs, *args, **kwargs)
-
-    # ---- checkpoints; names with an underscore are Transformers' own
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self._average is not None and state_dict is None:
-            state_dict = self._average.model.state_dict()
-        super()._save(output_dir, state_dict=state_dict)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """The last thing saved but for the state of the trainer, which tells a whole checkpoint."""
-        super()._save_rng_state(output_dir)
-        whole, helpers = self._average is not None, getattr(self.model, "training_only", None)
-        if self.args.should_save and (whole or helpers is not None):
-            part, file = (self.model, TRAINED_WEIGHTS) if whole else (helpers, TRAINING_ONLY)
-            weights = {name: tensor.contiguous() for name, tensor in part.state_dict().items()}
-            save_file(weights, Path(output_dir) / file)
-        self.accelerator.wait_for_everyone()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        trained = Path(resume_from_checkpoint) / TRAINED_WEIGHTS
-        if trained.exists() != (self._average is not None):
-            was = "with" if trained.exists() else "without"
-            raise ValueError(f"{resume_from_checkpoint} was saved {was} ema_decay; resume {was} it.")
-        helpers, saved = getattr(self.model, "training_only", None), Path(resume_from_checkpoint) / TRAINING_ONLY
-        if self._average is None and saved.exists() != (helpers is not None):
-            was = "with" if saved.exists() else "without"
-            raise ValueError(
-                f"{resume_from_checkpoint} was saved {was} training-only help; resume {was} it (see recipe)."
-            )
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._average is not None:
-            self._average.restart(self.model)
-            self.model.load_state_dict(load_file(trained))
-        elif helpers is not None:
-            helpers.load_state_dict(load_file(saved))
 
     def _share_norm_statistics(self) -> None:
         """Live batch norms see each process's images only; everyone takes the first process's, which are saved."""
