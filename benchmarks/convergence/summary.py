@@ -12,31 +12,31 @@ def table(told: dict, names: Iterable[str] | None = None) -> str:
     minutes = told["minutes"]
     head = ["contestant", "seeds", "ms a step", "images", f"AP at {minutes / 4:g} min", f"{minutes / 2:g} min"]
     head += [f"{minutes:g} min", "AP50", "to stock's best"]
+    examples = {name: seeds for name, seeds in told["runs"].items() if name.startswith("stock-example")}
+    if examples:
+        head.append("to its example's best")
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    best = _best_of_stock(told)
+    stock = {name: seeds for name, seeds in told["runs"].items() if name.startswith("stock")}
     for name in told["runs"] if names is None else names:
         runs = list(told["runs"][name].values())
         cells = [name, str(len(runs)), f"{mean(run['ms_per_step'] for run in runs):.0f}"]
         cells.append(f"{mean(run['images'] for run in runs):,.0f}")
         cells += [_spread([_at(run, share * 60 * minutes, "map") for run in runs]) for share in (0.25, 0.5, 1)]
         cells.append(_spread([run["curve"][-1]["map_50"] for run in runs]))
-        cells.append(_reached(runs, best, minutes))
+        cells += [_reached(runs, _best(some), minutes) for some in ([stock, examples] if examples else [stock])]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _best_of_stock(told: dict) -> float | None:
-    """The best mean AP that a contestant of stock ends with."""
-    ends = [
-        mean(run["curve"][-1]["map"] for run in seeds.values())
-        for name, seeds in told["runs"].items()
-        if name.startswith("stock")
-    ]
-    return max(ends, default=None)
+def _best(contestants: dict[str, dict]) -> float | None:
+    """The best mean AP that one of them ends with."""
+    return max(
+        (mean(run["curve"][-1]["map"] for run in seeds.values()) for seeds in contestants.values()), default=None
+    )
 
 
 def _reached(runs: list[dict], best: float | None, minutes: float) -> str:
-    """After what share of the time the mean curve reaches `best`; between two evaluations, as on a straight line."""
+    """After what share of the time the mean curve reaches `best`, as on straight lines between evaluations; or "no"."""
     if best is None:
         return ""
     points = [(0.0, 0.0)]
@@ -45,8 +45,8 @@ def _reached(runs: list[dict], best: float | None, minutes: float) -> str:
         points.append((seconds / (60 * minutes), mean(run["curve"][index]["map"] for run in runs)))
     for (before, low), (after, high) in pairwise(points):
         if high >= best:
-            return f"{before + (after - before) * (best - low) / max(high - low, 1e-9):.2f} of the time"
-    return "not reached"
+            return f"{before + (after - before) * (best - low) / max(high - low, 1e-9):.2f}"
+    return "no"
 
 
 def _at(run: dict, seconds: float, name: str) -> float | None:

@@ -1,7 +1,7 @@
 """ResNet's residual blocks on a CPU: convolution, norm, sum and ReLU in one pass over the feature map.
 
-Reading and writing the maps once for each of these takes about as long as a sixth of the arithmetic (bf16). oneDNN does
-them while it writes a convolution's output; the operations are those that torch.compile generates. In training the same
+Otherwise the maps are read and written once for each of these (what that costs: docs/performance.md). oneDNN does them
+while it writes a convolution's output; the operations are those that torch.compile generates. In training the same
 holds for the forward pass. Wherever that is not possible, a block runs as timm wrote it.
 """
 
