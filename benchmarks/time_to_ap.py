@@ -40,6 +40,8 @@ def main() -> int:
     told.update(case=args.case, minutes=args.minutes, environment=environment(args))
     names = args.only or MAIN
     todo = [(name, seed) for seed in range(args.seeds) for name in names]
+    if args.missing:
+        todo = [(name, seed) for name, seed in todo if str(seed) not in told["runs"].get(name, {})]
     places: Queue[int] = Queue()
     for place in range(args.jobs):
         places.put(place)
@@ -86,6 +88,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10.0, help="training time of each run")
     parser.add_argument("--points", type=int, default=8, help="evaluations of each run")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds 0, 1, ...")
+    parser.add_argument("--missing", action="store_true", help="only runs that the results do not have yet")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, help="the folder of the photographs, for bccd")

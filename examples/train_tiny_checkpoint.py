@@ -19,8 +19,9 @@ from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor
 from hf_detr.checkpoints.model_card import model_card
 from hf_detr.data.digits import digit_scenes
 from hf_detr.data.schema import id2label
-from hf_detr.training import evaluate_model
+from hf_detr.training import evaluate_model, parameter_groups
 from hf_detr.training.average import WeightAverage
+from hf_detr.training.recipes import apply_recipe, class_head_rate_of
 
 IMAGE_SIZE = 96
 
@@ -43,7 +44,6 @@ def make_model(names: dict[int, str]) -> DetrForObjectDetection:
         attention_dropout=0.0,
         activation_dropout=0.0,
         id2label=names,
-        denoising_queries=3,
     )
     return DetrForObjectDetection(config)
 
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=6_000, help="training scenes")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--bf16", action="store_true", help="mixed precision: quicker where the device has it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("runs/tiny"))
     args = parser.parse_args()
@@ -74,22 +75,27 @@ def main() -> None:
     train, test = digit_scenes(args.scenes, IMAGE_SIZE), digit_scenes(500, IMAGE_SIZE, seed=1, split="test")
     pixels, labels = prepare(processor, train)
     model = make_model(id2label(train)).to(args.device, memory_format=torch.channels_last).train()
+    apply_recipe(model, "fast")
     average = WeightAverage(model, decay=0.998)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=1e-4)
+    rate = args.learning_rate
+    groups = parameter_groups(model, rate, rate, class_head_learning_rate=class_head_rate_of("fast", rate))
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    rates = [group["lr"] for group in groups]
 
     start, step, order, seen = time.monotonic(), 0, torch.empty(0, dtype=torch.int64), 0.0
     with tqdm(total=round(args.minutes * 60), unit="s") as bar:
         while (elapsed := time.monotonic() - start) < args.minutes * 60:
             fraction = elapsed / (args.minutes * 60)
-            rate = min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * fraction))
-            for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * rate
+            factor = min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * fraction))
+            for group, full in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = full * factor
             if len(order) < args.batch_size:
                 order = torch.randperm(len(pixels))
             index, order = order[: args.batch_size], order[args.batch_size :]
             batch = [{key: value.to(args.device) for key, value in labels[i].items()} for i in index.tolist()]
             images = pixels[index].to(args.device).float().contiguous(memory_format=torch.channels_last)
-            loss = model(images, labels=batch).loss
+            with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
+                loss = model(images, labels=batch).loss
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -107,7 +113,8 @@ def main() -> None:
         "steps": f"{step:,}, {step / (time.monotonic() - start):.1f} a second",
         "images a step": args.batch_size,
         "optimizer": f"AdamW {args.learning_rate:g}, cosine to 0, gradients clipped at 1",
-        "training-only help": f"{model.config.denoising_queries} noised copies of each object, averaged weights",
+        "precision": "bf16" if args.bf16 else "fp32",
+        "recipe": "fast, averaged with decay 0.998",
     }
     write(average.model, processor, args.output, facts, test, num_train=len(train))
 
@@ -116,7 +123,7 @@ def write(model, processor, folder: Path, recipe: dict, test: Dataset, num_train
     """Evaluates the model, and writes it with its processor and a card that says how it was trained and how it does."""
     evaluator = evaluate_model(model, processor, test, batch_size=64)
     print(evaluator.table())
-    model.set_training_help(denoising_queries=0)  # whoever fine-tunes it chooses
+    model.set_training_help(encoder_auxiliary_loss=False)  # whoever fine-tunes it chooses
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     config = model.config
