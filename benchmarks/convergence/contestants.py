@@ -10,7 +10,7 @@ from torch import nn
 
 import hf_detr
 
-from . import contrastive
+from . import contrastive, iou_aware
 
 # What a contestant may set; whatever is left out is as here.
 DEFAULTS = {
@@ -22,7 +22,7 @@ DEFAULTS = {
     "contrastive": False,  # see `contrastive`
     "query_groups": 1,
     "encoder_auxiliary_loss": False,
-    "iou_aware_labels": False,
+    "iou_aware": False,  # see `iou_aware`
     "averages": False,  # the moving average of recipe="fast"
     "class_head_rate": 1.0,  # times the transformer's learning rate
     "rate": 1.0,  # times the learning rates of all
@@ -57,14 +57,14 @@ CONTESTANTS: dict[str, dict] = {
     "denoising-6": {"denoising_queries": 6},
     "contrastive-denoising": {"denoising_queries": 3, "contrastive": True},
     "groups": {"query_groups": 3},
-    "iou-aware": {"iou_aware_labels": True},
+    "iou-aware": {"iou_aware": True},
     # together
     "denoising+groups": {"denoising_queries": 3, "query_groups": 3},
     "encoder+average": {"encoder_auxiliary_loss": True, "averages": True},
     "average+class-head-rate": {"averages": True, "class_head_rate": 10.0},
     "fast+denoising": {**FAST, "denoising_queries": 3},
     "fast+groups": {**FAST, "query_groups": 3},
-    "fast+iou-aware": {**FAST, "iou_aware_labels": True},
+    "fast+iou-aware": {**FAST, "iou_aware": True},
 }
 
 
@@ -94,8 +94,10 @@ def make_model(start: Path, settings: dict) -> nn.Module:
             return model.train()
         if settings["contrastive"]:
             contrastive.install()
+        if settings["iou_aware"]:
+            iou_aware.install()
         names = ("auxiliary_loss", "denoising_queries", "denoising_box_noise", "denoising_label_noise", "query_groups",
-                 "encoder_auxiliary_loss", "iou_aware_labels")  # fmt: skip
+                 "encoder_auxiliary_loss")  # fmt: skip
         model = hf_detr.DetrForObjectDetection.from_pretrained(start, **{name: settings[name] for name in names})
         return model.train()
 

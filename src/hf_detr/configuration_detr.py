@@ -24,7 +24,6 @@ _OWN_FIELDS = (
     "denoising_box_noise",
     "denoising_label_noise",
     "query_groups",
-    "iou_aware_labels",
     "encoder_auxiliary_loss",
 )
 # Names that are views of others; a file that states both states the same.
@@ -84,7 +83,6 @@ class DetrConfig(PreTrainedConfig):
         denoising_box_noise: how far they are moved and resized, in shares of the box.
         denoising_label_noise: chance that a copy's label is a random one.
         query_groups: 1, or how many groups of `num_queries` object queries train, each matched on its own.
-        iou_aware_labels: the class target of a matched query is its box's IoU, the rest "no object".
         encoder_auxiliary_loss: every cell of the encoded feature map says which object it lies on; see
             `loss.encoder_loss`.
 
@@ -142,7 +140,6 @@ class DetrConfig(PreTrainedConfig):
     denoising_box_noise: float = 0.4
     denoising_label_noise: float = 0.2
     query_groups: int = 1
-    iou_aware_labels: bool = False
     encoder_auxiliary_loss: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

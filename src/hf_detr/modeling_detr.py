@@ -205,7 +205,6 @@ class DetrForObjectDetection(DetrPreTrainedModel):
                 labels,
                 query_groups=1 if extra_queries is None else config.query_groups,
                 noised=noised,
-                iou_aware_labels=config.iou_aware_labels,
                 cells=self._cells(outputs),
                 class_cost=config.class_cost,
                 bbox_cost=config.bbox_cost,

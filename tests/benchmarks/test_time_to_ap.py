@@ -5,12 +5,24 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from convergence import contrastive
+from convergence import contrastive, iou_aware
 from convergence.contestants import CONTESTANTS, make_model, make_optimizer, settings_of
 from convergence.summary import plot, table
-from hf_detr.loss import pack_targets
+from hf_detr.loss import pack_targets, set_loss
 from hf_detr.training.recipes import RECIPES
 from tests.small_models import images, small_model, targets
+
+
+@pytest.fixture(autouse=True)
+def _package_as_it_was(monkeypatch):
+    """What contestants change in this process is put back."""
+    for module, name in (
+        (contrastive.modeling_detr, "noise_targets"),
+        (set_loss, "denoising_losses"),
+        (set_loss, "_boxes"),
+        (set_loss, "_classification"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))
 
 
 def run(last: float, minutes: float = 1.0) -> dict:
@@ -98,9 +110,7 @@ def test_fast_is_the_packages_recipe():
     assert {name: settings[name] for name in recipe} == recipe
 
 
-def test_far_noised_copies_are_taught_no_object(monkeypatch):
-    monkeypatch.setattr(contrastive.modeling_detr, "noise_targets", None)  # and puts it back
-    monkeypatch.setattr(contrastive.set_loss, "denoising_losses", None)
+def test_far_noised_copies_are_taught_no_object():
     contrastive.install()
     packed = pack_targets(targets(3, 2), 2, torch.device("cpu"))
     noised = contrastive.modeling_detr.noise_targets(packed, 2, 5, 0.4, 0.0)
@@ -114,6 +124,23 @@ def test_far_noised_copies_are_taught_no_object(monkeypatch):
     loss = model.train()(pixels, labels=targets(3, 2)).loss
     loss.backward()
     assert loss.isfinite()
+
+
+def test_a_box_that_fits_badly_makes_its_class_less_of_a_target():
+    logits, truth = torch.zeros(1, 1, 2, 3), torch.tensor([[0.5, 0.5, 0.4, 0.4]])
+    logits[..., 0] = 2.0
+    labels = [{"class_labels": torch.tensor([0]), "boxes": truth}]
+
+    def loss_ce(width: float) -> float:
+        boxes = torch.tensor([[[[0.5, 0.5, width, 0.4], [0.1, 0.1, 0.1, 0.1]]]])
+        return set_loss.detection_loss(logits, boxes, labels)[1]["loss_ce"].item()
+
+    plain = loss_ce(0.4)
+    assert loss_ce(0.2) == pytest.approx(plain)
+    iou_aware.install()
+    assert loss_ce(0.4) == pytest.approx(plain)
+    # half an IoU moves half of the target to "no object", whose logit is lower by 2; the weights sum up to 1.1
+    assert loss_ce(0.2) == pytest.approx(plain + 0.5 * 2.0 / 1.1)
 
 
 def test_unknown_names_are_errors():

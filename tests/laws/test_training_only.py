@@ -42,9 +42,8 @@ def own_loss(outputs, config) -> torch.Tensor:
         {"denoising_queries": 0, "encoder_auxiliary_loss": False},
         {"denoising_queries": 0, "query_groups": 1},
         {"auxiliary_loss": False},
-        {"iou_aware_labels": True},
     ],
-    ids=["all", "denoising", "groups", "encoder", "last layer only", "iou-aware"],
+    ids=["all", "denoising", "groups", "encoder", "last layer only"],
 )
 def test_the_object_queries_compute_what_they_would_alone(changes):
     shared = {key: value for key, value in changes.items() if key not in ALL}

@@ -187,7 +187,6 @@ def test_the_saved_configuration_keeps_what_stock_does_not_know_in_one_block(tmp
         "denoising_box_noise": 0.4,
         "denoising_label_noise": 0.2,
         "query_groups": 1,
-        "iou_aware_labels": False,
         "encoder_auxiliary_loss": False,
     }
     assert written["architectures"] == ["DetrForObjectDetection"]

@@ -38,11 +38,10 @@ def test_what_a_recipe_sets_can_be_set_otherwise(make_trainer):
         denoising_queries=1,
         query_groups=2,
         encoder_auxiliary_loss=False,
-        iou_aware_labels=True,
         ema_decay=0,
     )
     config = trainer.model.config
-    assert (config.denoising_queries, config.query_groups, config.iou_aware_labels) == (1, 2, True)
+    assert (config.denoising_queries, config.query_groups) == (1, 2)
     assert not config.encoder_auxiliary_loss
     assert not trainer.args.averages_weights
 

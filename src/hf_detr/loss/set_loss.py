@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..boxes import cxcywh_to_xyxy, giou, iou
+from ..boxes import cxcywh_to_xyxy, giou
 from .denoising import NoisedTargets, denoising_losses
 from .encoder_loss import CellPredictions, encoder_loss
 from .matcher import Matches, match
@@ -43,7 +43,6 @@ def detection_loss(
     *,
     query_groups: int = 1,
     noised: NoisedTargets | None = None,
-    iou_aware_labels: bool = False,
     cells: CellPredictions | None = None,
     class_cost: float = 1.0,
     bbox_cost: float = 5.0,
@@ -65,7 +64,6 @@ def detection_loss(
         query_groups: K. Each group is matched on its own; the mean of the further groups' losses is added to the
             first's.
         noised: the copies that follow; their loss is added, see `denoising_losses`.
-        iou_aware_labels: the class target of a matched query is its box's IoU with the object, the rest "no object".
         cells: what the cells of the encoded feature map say; their loss is added, see `encoder_loss`.
         num_items_in_batch: objects of the whole optimizer step, over all its micro-batches and processes, where it is
             more than this one forward pass. The losses of the passes then add up to the step's.
@@ -106,8 +104,8 @@ def detection_loss(
             num_images_in_batch,
             num_matched_in_batch,
         )
-        l1, giou_loss, overlap = _boxes(matched_boxes, targets, matches)
-        ce = _classification(matched_logits, targets, matches, eos_coefficient, overlap if iou_aware_labels else None)
+        l1, giou_loss = _boxes(matched_boxes, targets, matches)
+        ce = _classification(matched_logits, targets, matches, eos_coefficient)
         parts = {
             "loss_ce": ce / normalisers.class_weights,
             "loss_bbox": l1 / normalisers.boxes,
@@ -188,13 +186,8 @@ def _groups_as_layers(values: Tensor, num_queries: int, query_groups: int) -> Te
     return grouped.movedim(2, 0).flatten(0, 1)
 
 
-def _classification(
-    logits: Tensor, targets: Targets, matches: Matches, eos_coefficient: float, overlap: Tensor | None
-) -> Tensor:
-    """(L,) summed, weighted cross-entropy. Most queries answer for nothing; their weight is small (paper, 3.1).
-
-    With `overlap`, the IoU (L, M) of the matched pairs, that much of the target is the class, the rest "no object".
-    """
+def _classification(logits: Tensor, targets: Targets, matches: Matches, eos_coefficient: float) -> Tensor:
+    """(L,) summed, weighted cross-entropy. Most queries answer for nothing; their weight is small (paper, 3.1)."""
     num_layers, _, _, num_logits = logits.shape
     no_object = num_logits - 1
     labels = targets.class_labels[matches.target]  # (L, M)
@@ -203,23 +196,17 @@ def _classification(
     weights = torch.ones(num_logits, device=logits.device, dtype=logits.dtype)
     weights[no_object] = eos_coefficient
     losses = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), weights, reduction="none")
-    losses = losses.unflatten(0, (num_layers, -1)).sum(1)
-    if overlap is None:
-        return losses
-    # the log-probabilities' common term falls out of their difference
-    matched = logits.flatten(1, 2).gather(1, matches.query[..., None].expand(-1, -1, num_logits))  # (L, M, C + 1)
-    difference = matched.gather(2, labels[..., None])[..., 0] - matched[..., no_object]
-    return losses + ((1 - overlap) * difference).sum(1)
+    return losses.unflatten(0, (num_layers, -1)).sum(1)
 
 
-def _boxes(boxes_cxcywh: Tensor, targets: Targets, matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
-    """(L,) summed L1 distances, (L,) summed 1 - GIoU, of the matched pairs alone; their IoU (L, M) without gradient."""
+def _boxes(boxes_cxcywh: Tensor, targets: Targets, matches: Matches) -> tuple[Tensor, Tensor]:
+    """(L,) summed L1 distances, (L,) summed 1 - GIoU, of the matched pairs alone."""
     index = matches.query[..., None].expand(-1, -1, 4)
     predicted = boxes_cxcywh.flatten(1, 2).gather(1, index)  # (L, M, 4)
     wanted = targets.boxes_cxcywh[matches.target]
     l1 = (predicted - wanted).abs().sum((1, 2))
     predicted, wanted = cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted)
-    return l1, (1 - giou(predicted, wanted)).sum(1), iou(predicted.detach(), wanted)
+    return l1, (1 - giou(predicted, wanted)).sum(1)
 
 
 @torch.no_grad()

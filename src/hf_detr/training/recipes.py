@@ -15,7 +15,7 @@ class Recipe:
     """Values for what the user leaves open.
 
     Attributes:
-        denoising_queries, query_groups, encoder_auxiliary_loss, iou_aware_labels: as in `DetrConfig`.
+        denoising_queries, query_groups, encoder_auxiliary_loss: as in `DetrConfig`.
         class_head_rate: the class head's learning rate, times the transformer's.
         averages: keep a moving average of the weights, over a share of the steps so far; see `WeightAverage`.
     """
@@ -23,7 +23,6 @@ class Recipe:
     denoising_queries: int = 0
     query_groups: int = 1
     encoder_auxiliary_loss: bool = False
-    iou_aware_labels: bool = False
     class_head_rate: float = 1.0
     averages: bool = False
 
@@ -33,7 +32,7 @@ RECIPES = {
     "fast": Recipe(encoder_auxiliary_loss=True, class_head_rate=10.0, averages=True),
 }
 # What a recipe says about the model, and a user may say otherwise.
-MODEL_SETTINGS = ("denoising_queries", "query_groups", "encoder_auxiliary_loss", "iou_aware_labels")
+MODEL_SETTINGS = ("denoising_queries", "query_groups", "encoder_auxiliary_loss")
 
 
 def apply_recipe(model: nn.Module, recipe: str | None, **wishes: Any) -> dict[str, Any]:
@@ -55,11 +54,8 @@ def apply_recipe(model: nn.Module, recipe: str | None, **wishes: Any) -> dict[st
                 f"{type(model).__name__} has no help in training, so {asked} cannot be; use recipe='paper'."
             )
         return {}
-    with_parameters = {name: value for name, value in wanted.items() if name != "iou_aware_labels"}
-    if any(getattr(config, name) != value for name, value in with_parameters.items()):
-        model.set_training_help(**with_parameters)
-    if "iou_aware_labels" in wanted:
-        config.iou_aware_labels = wanted["iou_aware_labels"]
+    if any(getattr(config, name) != value for name, value in wanted.items()):
+        model.set_training_help(**wanted)
     return {name: getattr(config, name) for name in MODEL_SETTINGS}
 
 
