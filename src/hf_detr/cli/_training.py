@@ -265,7 +265,7 @@ def make_trainer(
         seed=args.seed,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        use_cpu=args.device == "cpu",
+        use_cpu=args.device == "cpu" or not torch.accelerator.is_available(),
         dataloader_num_workers=default_workers(on_gpu) if args.workers is None else args.workers,
         dataloader_pin_memory=on_gpu,
         logging_steps=min(50, steps),
