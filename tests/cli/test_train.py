@@ -132,8 +132,6 @@ def test_a_run_folder_is_fine_tuned_on_other_classes_and_a_part_of_the_only_spli
         "1",
         "--workers",
         "0",
-        "--device",
-        "cpu",
         "--augment",
         "none",
         "--ema",
