@@ -10,9 +10,10 @@ def parameter_groups(
     weight_decay: float = 1e-4,
     class_head_learning_rate: float | None = None,
 ) -> list[dict]:
-    """Groups for `torch.optim.AdamW`: everything but the backbone, then the backbone, if any of it trains.
+    """Two groups for `torch.optim.AdamW`: first everything but the backbone, then the backbone, if any of it trains.
 
-    With `class_head_learning_rate` the class head, which starts afresh where the classes are new, is a third group.
+    With `class_head_learning_rate` the class head, which starts afresh where the classes are new, leaves the first and
+    comes last, as a group of its own.
 
     Frozen parameters are left out, so freeze and unfreeze before calling this. Weight decay goes to all, norms and
     biases as well, as in the original. A model wrapped for data parallelism is understood too. Raises ValueError where
