@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,10 +27,17 @@ from report import save
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
+class _AllAtOnce(ConvEncoder):
+    """The backbone on the whole batch, however large."""
+
+    def _images_at_once(self, pixel_values: torch.Tensor) -> int:
+        return len(pixel_values)
+
+
 class _PublishedLayout(ConvEncoder):
     """The backbone without the change to channels-last."""
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         features = self.model(pixel_values)
         last = (features.feature_maps if hasattr(features, "feature_maps") else features)[-1]
         return last.permute(0, 3, 1, 2) if self._is_channels_last else last
@@ -38,47 +46,61 @@ class _PublishedLayout(ConvEncoder):
 def _without_folding(model: torch.nn.Module) -> None:
     from hf_detr.nn.folding import unfold_norms
 
-    _without_fused_blocks(model)  # which rest on it
+    _without_fused_stages(model)  # which rest on it
     unfold_norms(model.model.backbone)
 
 
-def _without_fused_blocks(model: torch.nn.Module) -> None:
-    from hf_detr.nn.fused_blocks import part_blocks
+def _without_fused_stages(model: torch.nn.Module) -> None:
+    from hf_detr.nn.fused_stages import part_stages
 
-    part_blocks(model.model.backbone)
+    part_stages(model.model.backbone)
 
 
 def _without_channels_last(model: torch.nn.Module) -> None:
     model.model.backbone.conv_encoder.__class__ = _PublishedLayout
 
 
+def _all_at_once(model: torch.nn.Module) -> None:
+    model.model.backbone.conv_encoder.__class__ = _AllAtOnce
+
+
 def _without_frozen_stem(model: torch.nn.Module) -> None:
     model.unfreeze_backbone()
 
 
-# what is taken back -> how
-TAKEN_BACK: dict[str, dict[str, Callable[[torch.nn.Module], None]]] = {
-    "inference": {
-        "norms folded into convolutions": _without_folding,
-        "sums and ReLUs in the convolutions' pass": _without_fused_blocks,
-        "channels last": _without_channels_last,
-        "no mask where nothing is padded": lambda model: None,  # the call differs
-    },
-    "training": {
-        "norms folded into convolutions": _without_folding,
-        "sums and ReLUs in the convolutions' pass": _without_fused_blocks,
-        "channels last": _without_channels_last,
-        "stem and first stage frozen": _without_frozen_stem,
-    },
+_OF_BOTH = {
+    "norms folded into convolutions": _without_folding,
+    "blocks written over their shortcuts": _without_fused_stages,
+    "channels last": _without_channels_last,
+}
+_OF_INFERENCE = {**_OF_BOTH, "no mask where nothing is padded": lambda model: None}  # the call differs
+_OF_TRAINING = {**_OF_BOTH, "stem and first stage frozen": _without_frozen_stem}
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Images of one size, and what is taken back -> how."""
+
+    images: tuple[int, int, int]  # batch, height, width
+    taken_back: dict[str, Callable[[torch.nn.Module], None]]
+    bf16: bool = False
+
+
+CASES = {
+    "inference": _Case((1, 800, 1066), _OF_INFERENCE),
+    "inference in bf16": _Case((1, 800, 1066), _OF_BOTH, bf16=True),
+    "inference of eight": _Case((8, 720, 853), {**_OF_BOTH, "few images at once": _all_at_once}),
+    "training": _Case((2, 480, 640), _OF_TRAINING),
+    "training in bf16": _Case((2, 480, 640), _OF_TRAINING, bf16=True),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=TAKEN_BACK, help="one of the two")
+    parser.add_argument("--only", choices=CASES, help="one of them")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=120.0, help="for each of the two")
+    parser.add_argument("--seconds", type=float, default=120.0, help="for each case")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     transformers.logging.disable_progress_bar()
@@ -86,8 +108,10 @@ def main() -> None:
     told = {"program": "each_change", "environment": describe(device, quick=False), "stamp": stamp(), "cases": {}}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(Path(folder))
-        for case in [args.only] if args.only else TAKEN_BACK:
-            works = (_inference if case == "inference" else _training)(checkpoint, device)
+        for case in [args.only] if args.only else CASES:
+            works = (_training if "training" in case else _inference)(CASES[case], checkpoint, device)
+            for work in works.values():
+                work()  # warm up
             samples = alternate(works, device, args.seconds, 3, args.rounds)
             mine = samples.pop("as it is")
             told["cases"][case] = {"as it is": summarise(mine)} | {
@@ -103,47 +127,41 @@ def main() -> None:
     print(path)
 
 
-def _inference(checkpoint: Path, device: torch.device) -> dict[str, Callable[[], object]]:
-    """One image of 800 x 1066, float32."""
-    pixels = batch(1, 800, 1066).to(device)
-    mask = torch.ones(1, 800, 1066, dtype=torch.int64, device=device)
+def _inference(case: _Case, checkpoint: Path, device: torch.device) -> dict[str, Callable[[], object]]:
+    pixels = batch(*case.images).to(device)
+    mask = torch.ones_like(pixels[:, 0], dtype=torch.int64)
 
     def work(model: torch.nn.Module, pixel_mask: torch.Tensor | None = None) -> Callable[[], object]:
         def run() -> object:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=case.bf16):
                 return model(pixels, pixel_mask)
 
         return run
 
     works = {"as it is": work(ours(checkpoint, device))}
-    for name, take_back in TAKEN_BACK["inference"].items():
+    for name, take_back in case.taken_back.items():
         model = ours(checkpoint, device)
         take_back(model)
         works[name] = work(model, mask if "mask" in name else None)
-    _warm_up(works)
     return works
 
 
-def _training(checkpoint: Path, device: torch.device) -> dict[str, Callable[[], object]]:
-    """A step of AdamW on 2 images of 480 x 640 with 7 objects each, float32."""
-    pixels, targets = batch(2, 480, 640).to(device), labels([7, 7])
+def _training(case: _Case, checkpoint: Path, device: torch.device) -> dict[str, Callable[[], object]]:
+    """A step of AdamW with 7 objects an image."""
+    pixels, targets = batch(*case.images).to(device), labels([7] * case.images[0])
     targets = [{name: value.to(device) for name, value in label.items()} for label in targets]
 
     def work(take_back: Callable[[torch.nn.Module], None]) -> Callable[[], object]:
         model = ours(checkpoint, device, auxiliary_loss=True).train()
         take_back(model)
-        return training_step(model, lambda: model(pixels, labels=targets).loss)
 
-    works = {"as it is": work(lambda model: None)}
-    for name, take_back in TAKEN_BACK["training"].items():
-        works[name] = work(take_back)
-    _warm_up(works)
-    return works
+        def loss() -> torch.Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=case.bf16):
+                return model(pixels, labels=targets).loss
 
+        return training_step(model, loss)
 
-def _warm_up(works: dict[str, Callable[[], object]]) -> None:
-    for work in works.values():
-        work()
+    return {name: work(take_back) for name, take_back in {"as it is": lambda model: None, **case.taken_back}.items()}
 
 
 if __name__ == "__main__":

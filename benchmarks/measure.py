@@ -76,9 +76,6 @@ class _FlopCounter(TorchDispatchMode):
         out = func(*args, **kwargs)
         if func._overloadpacket is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
             self.flop += sdpa_flop(*(tensor.shape for tensor in args[:3]))  # older registries lack it
-        elif func.namespace == "mkldnn" and "_convolution_pointwise" in str(func):
-            weight = args[2] if func._overloadname == "binary" else args[1]  # (out, in / groups, height, width)
-            self.flop += 2 * out.numel() * weight[0].numel()
         elif func._overloadpacket in flop_registry:
             self.flop += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
         return out

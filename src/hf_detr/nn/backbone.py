@@ -4,6 +4,7 @@ timm networks and transformers' AutoBackbones behind one face: `ConvEncoder`. Ch
 from the network, never written down here.
 """
 
+from math import ceil
 from typing import Any
 
 import timm
@@ -13,7 +14,12 @@ from transformers import AutoBackbone, PreTrainedConfig
 
 from .folding import fold_norms, unfold_norms
 from .frozen_norm import drop_batch_counters, freeze_norms, unfreeze_norms
-from .fused_blocks import fuse_blocks, part_blocks
+from .fused_stages import fuse_stages, part_stages
+from .watching import is_listened_to, is_recorded
+
+# The bytes of one channel of the images. Of so many, a ResNet's largest feature maps are of some ten MiB, which a process
+# gets back from itself; larger ones are fresh from the system every time. More images at once are not quicker then.
+_BYTES_AT_ONCE = 2**22
 
 
 class ConvEncoder(nn.Module):
@@ -34,6 +40,23 @@ class ConvEncoder(nn.Module):
         drop_batch_counters(model)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        count = self._images_at_once(pixel_values)
+        if count < len(pixel_values):
+            return torch.cat([self._features(images) for images in pixel_values.split(count)])
+        return self._features(pixel_values)
+
+    def _images_at_once(self, pixel_values: Tensor) -> int:
+        everything = len(pixel_values)
+        if self.training or torch.is_grad_enabled() or pixel_values.device.type != "cpu" or is_recorded():
+            return everything
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else pixel_values.dtype
+        height, width = pixel_values.shape[-2:]
+        most = max(1, _BYTES_AT_ONCE // max(1, height * width * dtype.itemsize))
+        if most >= everything or is_listened_to(self):
+            return everything
+        return ceil(everything / ceil(everything / most))  # parts of one size, or nearly
+
+    def _features(self, pixel_values: Tensor) -> Tensor:
         if self.training or not torch.is_grad_enabled():  # as for folding: it rounds otherwise (see `folding`)
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features = self.model(pixel_values)
@@ -45,12 +68,12 @@ class ConvEncoder(nn.Module):
         how many."""
         count = freeze_norms(self.model)
         fold_norms(self.model)
-        fuse_blocks(self.model)
+        fuse_stages(self.model)
         return count
 
     def unfreeze_norms(self) -> int:
         """Gives every batch norm its statistics and training back; returns how many."""
-        part_blocks(self.model)
+        part_stages(self.model)
         unfold_norms(self.model)
         return unfreeze_norms(self.model)
 
