@@ -17,8 +17,8 @@ from .frozen_norm import drop_batch_counters, freeze_norms, unfreeze_norms
 from .fused_stages import fuse_stages, part_stages
 from .watching import is_listened_to, is_recorded
 
-# The bytes of one channel of the images. Of so many, a ResNet's largest feature maps are of some ten MiB, which a process
-# gets back from itself; larger ones are fresh from the system every time. More images at once are not quicker then.
+# Of one channel of the images. Up to here the largest feature maps are of some ten MiB, which a process gets back
+# from itself; larger ones are fresh from the system every time. More images at once are not quicker then.
 _BYTES_AT_ONCE = 2**22
 
 
@@ -47,7 +47,7 @@ class ConvEncoder(nn.Module):
 
     def _images_at_once(self, pixel_values: Tensor) -> int:
         everything = len(pixel_values)
-        if self.training or torch.is_grad_enabled() or pixel_values.device.type != "cpu" or is_recorded():
+        if is_recorded() or self.training or torch.is_grad_enabled() or pixel_values.device.type != "cpu":
             return everything
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else pixel_values.dtype
         height, width = pixel_values.shape[-2:]

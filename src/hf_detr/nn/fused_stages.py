@@ -70,7 +70,7 @@ def _has_only_plain_parts(block: nn.Module) -> bool:
 
 
 def _can_be_fused(stage: FusedStage, x: Tensor) -> bool:
-    if x.device.type != "cpu" or type(x) is not Tensor or not x.numel() or is_recorded():
+    if is_recorded() or x.device.type != "cpu" or type(x) is not Tensor or not x.numel():
         return False
     first = stage[0].conv1
     if type(first) is not FoldedConv2d or not first.does_the_norm():  # unfolded since, or see `folding`
