@@ -30,8 +30,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 class _AllAtOnce(ConvEncoder):
     """The backbone on the whole batch, however large."""
 
-    def _images_at_once(self, pixel_values: torch.Tensor) -> int:
-        return len(pixel_values)
+    def _images_at_once(self, pixel_values: torch.Tensor) -> None:
+        return None
 
 
 class _PublishedLayout(ConvEncoder):

@@ -41,20 +41,20 @@ class ConvEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         count = self._images_at_once(pixel_values)
-        if count < len(pixel_values):
-            return torch.cat([self._features(images) for images in pixel_values.split(count)])
-        return self._features(pixel_values)
+        if count is None:
+            return self._features(pixel_values)
+        return torch.cat([self._features(images) for images in pixel_values.split(count)])
 
-    def _images_at_once(self, pixel_values: Tensor) -> int:
-        everything = len(pixel_values)
+    def _images_at_once(self, pixel_values: Tensor) -> int | None:
+        """None for all of them."""
         if is_recorded() or self.training or torch.is_grad_enabled() or pixel_values.device.type != "cpu":
-            return everything
+            return None
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else pixel_values.dtype
-        height, width = pixel_values.shape[-2:]
+        batch, _, height, width = pixel_values.shape
         most = max(1, _BYTES_AT_ONCE // max(1, height * width * dtype.itemsize))
-        if most >= everything or is_listened_to(self):
-            return everything
-        return ceil(everything / ceil(everything / most))  # parts of one size, or nearly
+        if most >= batch or is_listened_to(self):
+            return None
+        return ceil(batch / ceil(batch / most))  # parts of one size, or nearly
 
     def _features(self, pixel_values: Tensor) -> Tensor:
         if self.training or not torch.is_grad_enabled():  # as for folding: it rounds otherwise (see `folding`)
