@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 
+from ._image_memory import empty
 from ._image_settings import RESAMPLE_MODES
 
 # B images, C channels, H and W of the canvas; "visible" is an image after resizing, before padding
@@ -52,7 +53,7 @@ def draw_canvas(
     unit = 1 / settings["rescale_factor"] if settings["do_rescale"] else 1.0
     mean, std = (_per_channel(name, settings[name], channels, device) * unit for name in ("image_mean", "image_std"))
 
-    canvas = torch.empty((len(images), channels, *canvas_hw), dtype=torch.float32, device=device)
+    canvas = empty((len(images), channels, *canvas_hw), torch.float32, device)
     for image, (height, width), picture in zip(images, visible_hw, canvas, strict=True):
         if settings["do_resize"]:
             # as uint8: the quick kernel; quicker still in the channels-last memory of a decoded picture
@@ -82,7 +83,7 @@ def _per_channel(name: str, values: list[float], channels: int, device: torch.de
 
 def draw_pixel_mask(visible_hw: list[tuple[int, int]], canvas_hw: tuple[int, int], device: torch.device) -> Tensor:
     """(B, H, W) int64, 1 on image and 0 on padding."""
-    mask = torch.ones((len(visible_hw), *canvas_hw), dtype=torch.int64, device=device)  # at once: by all threads
+    mask = empty((len(visible_hw), *canvas_hw), torch.int64, device).fill_(1)  # at once: by all threads
     for picture, (height, width) in zip(mask, visible_hw, strict=True):
         picture[height:] = 0
         picture[:height, width:] = 0
