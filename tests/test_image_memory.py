@@ -24,7 +24,8 @@ def test_freed_memory_is_used_again():
     del first
     smaller = empty((2, 3, 300, 500), torch.float32, CPU)
     assert smaller.data_ptr() == address
-    assert smaller.shape == (2, 3, 300, 500) and smaller.is_contiguous()
+    assert smaller.shape == (2, 3, 300, 500)
+    assert smaller.is_contiguous()
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,8 @@ def test_memory_is_kept_for_its_kind_and_size_alone():
     addresses = set()
     for shape, dtype in ((SHAPE, torch.float32), (SHAPE, torch.int64), ((2, 3, 100, 500), torch.float32)):
         tensor = empty(shape, dtype, CPU)
-        assert tensor.dtype == dtype and tensor.shape == shape
+        assert tensor.dtype == dtype
+        assert tensor.shape == shape
         addresses.add(tensor.data_ptr())
         keep = empty((1, 3, 700, 500), dtype, CPU)  # so that nothing new comes to lie where the last was freed
         del tensor, keep

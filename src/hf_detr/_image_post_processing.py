@@ -73,7 +73,7 @@ def _likely(logits: Tensor, threshold: float) -> tuple[NDArray, NDArray, NDArray
         # p > t means that a logit is above log(t / (1 - t)) + log(sum of exp of the others). That sum is at least its
         # term of "no object"; and, by Jensen, at least as if all others were alike: (sum of all - logit) / others each.
         numbers, log_odds = rows.numpy(), math.log(threshold / (1 - threshold))
-        sums = torch.mv(rows, rows.new_ones(width)).numpy()
+        sums = numbers @ np.ones(width, np.float32)
         alike = (sums + others * (math.log(others) + log_odds)) / width
         least = np.maximum(alike, numbers[:, -1] + log_odds)
         may_pass = numbers > (least - 1e-3 * (1 + np.abs(least)))[:, None]  # a little less, for rounding; never for NaN
