@@ -138,3 +138,22 @@ def test_under_autocast_stages_are_fused_in_bfloat16():
         plain = encoder(x)
     assert fused.dtype == torch.bfloat16
     torch.testing.assert_close(fused.float(), plain.float(), rtol=0, atol=0.03 * plain.float().abs().max().item())
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["resnet18", "resnet26d"])
+def test_maps_of_one_cell_and_other_layouts_are_no_exception(name, dtype):
+    if not _supported(dtype):
+        pytest.skip("this CPU has no bfloat16 convolutions")
+    encoder = backbone(name)
+    images = [torch.randn(2, 3, *size) for size in ((1, 1), (5, 32), (32, 33), (33, 64))]
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        stages = [part for part in encoder.modules() if isinstance(part, FusedStage)]
+        maps = [torch.randn(1, stage[0].conv1.in_channels, 3, 4).to(dtype) for stage in stages]  # channels first
+        fused = [encoder(x) for x in images] + [stage(x) for stage, x in zip(stages, maps, strict=True)]
+        part_stages(encoder)
+        plain = [encoder(x) for x in images] + [stage(x) for stage, x in zip(stages, maps, strict=True)]
+    for ours, theirs in zip(fused, plain, strict=True):
+        bound = (1e-5 if dtype == torch.float32 else 0.03) * theirs.abs().max().item()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=bound)

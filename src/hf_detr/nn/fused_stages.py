@@ -72,6 +72,8 @@ def _has_only_plain_parts(block: nn.Module) -> bool:
 def _can_be_fused(stage: FusedStage, x: Tensor) -> bool:
     if is_recorded() or x.device.type != "cpu" or type(x) is not Tensor or not x.numel():
         return False
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return False  # oneDNN writes over maps in its own layout alone, and one cell to a map is of either
     first = stage[0].conv1
     if type(first) is not FoldedConv2d or not first.does_the_norm():  # unfolded since, or see `folding`
         return False
