@@ -74,8 +74,11 @@ def test_stages_that_learn_run_as_published_and_frozen_ones_before_them_fused():
         features = encoder(x)
         gradients.append(torch.autograd.grad(features.sum(), [p for p in encoder.parameters() if p.requires_grad]))
         if not gradients[1:]:
-            assert FUSED in operations_of(lambda: encoder.model.layer2(torch.randn(1, 64, 8, 8)))
-            assert FUSED not in operations_of(lambda: encoder.model.layer3(torch.randn(1, 128, 8, 8)))
+            frozen, learning = (
+                torch.randn(1, channels, 8, 8).contiguous(memory_format=torch.channels_last) for channels in (64, 128)
+            )
+            assert FUSED in operations_of(lambda: encoder.model.layer2(frozen))
+            assert FUSED not in operations_of(lambda: encoder.model.layer3(learning))
     for fused, plain in zip(*gradients, strict=True):
         assert (fused - plain).norm() <= 1e-3 * plain.norm()
 
