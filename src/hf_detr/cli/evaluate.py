@@ -39,12 +39,15 @@ def run(args: argparse.Namespace) -> int:
     from hf_detr.data.loading import load_detection_dataset
     from hf_detr.data.schema import class_names, original_category_ids
     from hf_detr.evaluation import CocoEvaluator, evaluate_detections
+    from hf_detr.process_memory import keep_freed_memory
 
     from ._evaluation import PredictInClasses, batches
     from ._running import choose_device, load_model, progress_bar, quiet_libraries
 
     quiet_libraries()
     device = choose_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     evaluator_arguments = {"max_dets": tuple(args.max_dets)}
     CocoEvaluator(**evaluator_arguments)  # its errors before the work, not after
     splits = load_detection_dataset(

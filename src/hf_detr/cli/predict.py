@@ -47,11 +47,15 @@ def run(args: argparse.Namespace) -> int:
     files = find_pictures(args.images, besides=args.output)
     args.output.mkdir(parents=True, exist_ok=True)
 
+    from hf_detr.process_memory import keep_freed_memory
+
     from ._prediction import Drawer, Predictor, result_rows
     from ._running import choose_device, load_model, progress_bar, quiet_libraries
 
     quiet_libraries()
     device = choose_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     model, processor = load_model(args.model)
     predictor = Predictor(model.to(device), processor, args.threshold)
     drawer = None if args.no_pictures else Drawer(args.output, picture_names(files), model.config.id2label)

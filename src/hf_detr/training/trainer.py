@@ -15,6 +15,7 @@ from transformers import Trainer
 
 from ..data.collator import DetectionCollator
 from ..evaluation import CocoEvaluator
+from ..process_memory import keep_freed_memory
 from .arguments import DetrTrainingArguments
 from .average import WeightAverage
 from .callbacks import EarlyStopping, UpdateAverage
@@ -317,7 +318,8 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in Transformers. True resumes from the newest checkpoint in `output_dir` that was written to its end.
 
-        With `ema_decay` the model holds the averaged weights afterwards. Raises ValueError where there is no such
+        With `ema_decay` the model holds the averaged weights afterwards. On a CPU the process keeps from then on what
+        memory it frees (see `process_memory`). Raises ValueError where there is no such
         checkpoint, or where it was saved with `ema_decay` and this run has none, or the other way round.
         """
         if resume_from_checkpoint is True:
@@ -334,6 +336,8 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             if self.model_init is not None:
                 raise ValueError("ema_decay averages one model; give the trainer a model, not model_init.")
             self._average = WeightAverage(self.model, self.args.ema_decay)
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
         result = super().train(resume_from_checkpoint or None, *args, **kwargs)
         if self._average is not None:
             if not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):
