@@ -60,11 +60,14 @@ def main() -> int:
     import transformers
 
     from environment import describe, file_name, stamp
+    from hf_detr.process_memory import keep_freed_memory
     from report import save
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cpu":
+        keep_freed_memory()  # as training and the commands do
     results = {"program": "growth", "environment": describe(device, args.quick), "stamp": stamp()}
     results |= {"package": args.package, "growth": []}
     path = (args.results or RESULTS) / f"growth-{args.package}-{file_name(device)}"
@@ -126,6 +129,7 @@ def _plot(results: dict, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     axes_measured = list(dict.fromkeys(line["against"] for line in results["growth"]))
     figure, panels = plt.subplots(
@@ -150,6 +154,8 @@ def _plot(results: dict, path: Path) -> None:
             panel = panels[row, column]
             panel.set_xlabel({"side": "side of the image, pixels", "objects": "objects an image"}.get(axis, axis))
             panel.set_ylabel(unit)
+            panel.set_xticks(sizes, labels=[str(size) for size in sizes])
+            panel.xaxis.set_minor_locator(NullLocator())
             panel.grid(True, which="both", alpha=0.3)
             panel.legend(fontsize=8)
     figure.suptitle(f"{results['package']}, ResNet-50, float32: {results['environment']['device_name']}")
