@@ -1,7 +1,7 @@
 """Memory that a batch leaves to the next one.
 
-A canvas is of tens of MiB. Memory of that size goes back to the system when it is freed and comes back page by page,
-which takes longer than to resize and normalise the pictures (docs/performance.md). So what the last freed tensor lay
+A canvas is of tens of MiB. Memory of that size goes back to the system when it is freed, and comes back page by page
+while the pictures are drawn. So what the last freed tensor lay
 in is kept for the next of its kind: at most one batch for each process, 256 MiB for each kind of number.
 """
 
@@ -19,7 +19,8 @@ _spare: dict[torch.dtype, np.ndarray] = {}
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As `torch.empty`. Memory is used again once nothing that shares it (views, NumPy's too) is there any more."""
+    """As `torch.empty`: contiguous, of any content. Memory is used again once nothing that shares it (views, NumPy's too)
+    is there any more."""
     count = prod(shape)
     if device.type != "cpu" or not _LEAST_BYTES <= count * dtype.itemsize <= _MOST_BYTES:
         return torch.empty(shape, dtype=dtype, device=device)

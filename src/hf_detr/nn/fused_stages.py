@@ -1,8 +1,8 @@
 """ResNet's residual blocks on a CPU, where no gradient is wanted: a block's output is written over its shortcut.
 
 As published, a block makes a feature map for its last convolution, reads it and the shortcut for their sum, and reads
-the sum for ReLU. Early maps are of tens of MiB, and memory of that size is fresh from the system every time, which
-costs more than the arithmetic (docs/performance.md). oneDNN can add the convolution to a map that is there already
+the sum for ReLU. Early maps are of tens of MiB, and memory of that size is fresh from the system every time, page by
+page (what that costs: docs/performance.md). oneDNN can add the convolution to a map that is there already
 and apply ReLU on the way, so one map serves a whole stage. Wherever that is not possible, blocks run as timm wrote
 them.
 """

@@ -319,8 +319,8 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         """As in Transformers. True resumes from the newest checkpoint in `output_dir` that was written to its end.
 
         With `ema_decay` the model holds the averaged weights afterwards. On a CPU the process keeps from then on what
-        memory it frees (see `process_memory`). Raises ValueError where there is no such
-        checkpoint, or where it was saved with `ema_decay` and this run has none, or the other way round.
+        memory it frees (see `process_memory`). Raises ValueError where there is no such checkpoint, or where it was
+        saved with `ema_decay` and this run has none, or the other way round.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
