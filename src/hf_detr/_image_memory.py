@@ -19,8 +19,8 @@ _spare: dict[torch.dtype, np.ndarray] = {}
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As `torch.empty`: contiguous, of any content. Memory is used again once nothing that shares it (views, NumPy's too)
-    is there any more."""
+    """As `torch.empty`: contiguous, of any content. Memory is used again once nothing that shares it is there any more,
+    views and NumPy's among them."""
     count = prod(shape)
     if device.type != "cpu" or not _LEAST_BYTES <= count * dtype.itemsize <= _MOST_BYTES:
         return torch.empty(shape, dtype=dtype, device=device)
