@@ -60,7 +60,7 @@ def main() -> int:
     import transformers
 
     from environment import describe, file_name, stamp
-    from hf_detr.process_memory import keep_freed_memory
+    from hf_detr.cli._process_memory import keep_freed_memory
     from report import save
 
     transformers.logging.set_verbosity_error()

@@ -32,18 +32,18 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_detr import CocoEvaluator, DetrConfig, DetrForObjectDetection, DetrImageProcessor
 from hf_detr.data.collator import DetectionCollator
-from hf_detr.data.digits import digit_scenes
 from hf_detr.data.loading import load_detection_dataset
 from hf_detr.data.schema import id2label
+from hf_detr.data.synthetic.digits import digit_scenes
 from hf_detr.data.transform import DetectionTransform, transform_dataset
 from hf_detr.training import evaluate_model, parameter_groups
-from hf_detr.training.average import WeightAverage
 from hf_detr.training.callbacks import evaluations_since_best
+from hf_detr.training.ema import WeightAverage
 from hf_detr.training.health import QueryCollapse, warn_if_not_finite
 from hf_detr.training.losses import IntervalLosses
 from hf_detr.training.recipes import RECIPES, apply_recipe, averages_weights, class_head_rate_of
 from hf_detr.training.rows import count_rows
-from hf_detr.training.samples import EpochOrder, ReproducibleSamples
+from hf_detr.training.samplers import EpochOrder, ReproducibleSamples
 from hf_detr.visualization import plot_curves
 
 # What a line says of an epoch; the history has every part of the loss, of every decoder layer.

@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 
 from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor
 from hf_detr.checkpoints.model_card import model_card
-from hf_detr.data.digits import digit_scenes
 from hf_detr.data.schema import id2label
+from hf_detr.data.synthetic.digits import digit_scenes
 from hf_detr.training import evaluate_model, parameter_groups
-from hf_detr.training.average import WeightAverage
+from hf_detr.training.ema import WeightAverage
 from hf_detr.training.recipes import apply_recipe, class_head_rate_of
 
 IMAGE_SIZE = 96

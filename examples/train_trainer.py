@@ -11,9 +11,9 @@ from transformers import Trainer, TrainingArguments
 
 from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor
 from hf_detr.data.collator import DetectionCollator
-from hf_detr.data.digits import digit_scenes
 from hf_detr.data.loading import load_detection_dataset
 from hf_detr.data.schema import id2label
+from hf_detr.data.synthetic.digits import digit_scenes
 from hf_detr.data.transform import DetectionTransform, transform_dataset
 from hf_detr.training import CocoMetric, parameter_groups
 

@@ -43,14 +43,14 @@ def prepare(name: str, data: Path | None, start: Path | None, file: Path) -> Non
     """Writes the case called `name` for `one_run.train`. bccd needs `data`, the folder of the photographs, and `start`,
     made by examples/start_from_efficientnet.py."""
     if name == "digits":
-        from hf_detr.data.digits import digit_scenes
+        from hf_detr.data.synthetic.digits import digit_scenes
 
         processor = DetrImageProcessor(size={"height": 64, "width": 64})
         easy = {"digits": range(3), "max_objects": 3}  # what stock, too, learns something of in minutes
         train, test = digit_scenes(6_000, 64, **easy), digit_scenes(200, 64, **easy, seed=1, split="test")
         case = Case(name, *_inputs(processor, train), test, processor, 16, 5e-4, 5e-4, False, True)
     elif name == "shapes":
-        from hf_detr.data.shapes import shape_scenes
+        from hf_detr.data.synthetic.shapes import shape_scenes
 
         processor = DetrImageProcessor.from_pretrained(tiny_checkpoint())
         train, test = shape_scenes(2_000, 96), shape_scenes(200, 96, seed=1, split="test")

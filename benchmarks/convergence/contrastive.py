@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_detr import modeling_detr
 from hf_detr.boxes import cxcywh_to_xyxy, giou, xyxy_to_cxcywh
-from hf_detr.loss import set_loss
+from hf_detr.loss import criterion
 from hf_detr.loss.denoising import NoisedTargets, noise_targets
 from hf_detr.loss.targets import Targets
 
@@ -21,7 +21,7 @@ _NO_OBJECT = 0.1  # the weight of "no object", as for the matched queries
 
 def install() -> None:
     modeling_detr.noise_targets = _near_and_far
-    set_loss.denoising_losses = _losses
+    criterion.denoising_losses = _losses
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ rest. `install` changes this process's hf_detr.
 from torch import Tensor
 
 from hf_detr.boxes import cxcywh_to_xyxy, iou
-from hf_detr.loss import set_loss
+from hf_detr.loss import criterion
 from hf_detr.loss.matcher import Matches
 from hf_detr.loss.targets import Targets
 
@@ -15,7 +15,7 @@ from hf_detr.loss.targets import Targets
 
 
 def install() -> None:
-    boxes_of, classification_of = set_loss._boxes, set_loss._classification
+    boxes_of, classification_of = criterion._boxes, criterion._classification
     overlap: list[Tensor] = []  # of the call that is going on: the boxes come first
 
     def boxes(boxes_cxcywh: Tensor, targets: Targets, matches: Matches) -> tuple[Tensor, Tensor]:
@@ -33,4 +33,4 @@ def install() -> None:
         difference = matched.gather(2, labels[..., None])[..., 0] - matched[..., -1]
         return losses + ((1 - overlap[0]) * difference).sum(1)
 
-    set_loss._boxes, set_loss._classification = boxes, classification
+    criterion._boxes, criterion._classification = boxes, classification

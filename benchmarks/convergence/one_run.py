@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from hf_detr.training import evaluate_model
-from hf_detr.training.average import WeightAverage
+from hf_detr.training.ema import WeightAverage
 
 from .cases import write_start
 from .contestants import make_model, make_optimizer

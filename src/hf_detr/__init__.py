@@ -24,29 +24,30 @@ _HOME = {
     "DetrModelOutput": "modeling_outputs",
     "DetrObjectDetectionOutput": "modeling_outputs",
     "DetrPreTrainedModel": "modeling_base",
-    "check_dataset": "data.validation",
-    "digit_scenes": "data.digits",
+    "check_dataset": "data.checks",
+    "digit_scenes": "data.synthetic.digits",
     "draw_detections": "visualization",
     "evaluate_model": "training",
     "load_detection_dataset": "data.loading",
     "parameter_groups": "training",
-    "shape_scenes": "data.shapes",
-    "tiny_checkpoint": "tiny",
+    "shape_scenes": "data.synthetic.shapes",
+    "tiny_checkpoint": "checkpoints.tiny",
     "transform_dataset": "data.transform",
 }
 
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from .checkpoints.tiny import tiny_checkpoint as tiny_checkpoint
     from .configuration_detr import DetrConfig as DetrConfig
+    from .data.checks import check_dataset as check_dataset
     from .data.collator import DetectionCollator as DetectionCollator
-    from .data.digits import digit_scenes as digit_scenes
     from .data.loading import load_detection_dataset as load_detection_dataset
     from .data.sampler import AspectRatioBatchSampler as AspectRatioBatchSampler
-    from .data.shapes import shape_scenes as shape_scenes
+    from .data.synthetic.digits import digit_scenes as digit_scenes
+    from .data.synthetic.shapes import shape_scenes as shape_scenes
     from .data.transform import DetectionTransform as DetectionTransform
     from .data.transform import transform_dataset as transform_dataset
-    from .data.validation import check_dataset as check_dataset
     from .evaluation import CocoEvaluator as CocoEvaluator
     from .image_processing_detr import DetrImageProcessor as DetrImageProcessor
     from .modeling_base import DetrPreTrainedModel as DetrPreTrainedModel
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from .modeling_detr import DetrModel as DetrModel
     from .modeling_outputs import DetrModelOutput as DetrModelOutput
     from .modeling_outputs import DetrObjectDetectionOutput as DetrObjectDetectionOutput
-    from .tiny import tiny_checkpoint as tiny_checkpoint
     from .training import CocoMetric as CocoMetric
     from .training import DetrTrainer as DetrTrainer
     from .training import DetrTrainingArguments as DetrTrainingArguments

@@ -22,11 +22,11 @@ from torchvision.transforms.v2 import InterpolationMode
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ._image_annotations import prepare_labels
-from ._image_canvas import canvas_size, draw_canvas, draw_pixel_mask
-from ._image_loading import as_image_list, check_float_range, load_image
-from ._image_post_processing import detections_from_outputs
-from ._image_settings import (
+from .image_processing.annotations import prepare_labels
+from .image_processing.loading import as_image_list, check_float_range, load_image
+from .image_processing.padding import canvas_size, draw_canvas, draw_pixel_mask
+from .image_processing.post_processing import detections_from_outputs
+from .image_processing.settings import (
     Size,
     as_size_dict,
     check_settings,

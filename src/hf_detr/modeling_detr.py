@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from .checkpoints.class_transfer import keep_rows, shared_classes
 from .checkpoints.original import load_original
+from .checkpoints.surgery import keep_rows, shared_classes
 from .configuration_detr import DetrConfig
 from .loss import CellPredictions, NoisedTargets, Targets, detection_loss, noise_targets, pack_targets
 from .modeling_base import DetrPreTrainedModel, loading_checkpoint

@@ -8,7 +8,7 @@ import torch
 from convergence import contrastive, iou_aware
 from convergence.contestants import CONTESTANTS, make_model, make_optimizer, settings_of
 from convergence.summary import plot, table
-from hf_detr.loss import pack_targets, set_loss
+from hf_detr.loss import criterion, pack_targets
 from hf_detr.training.recipes import RECIPES
 from tests.small_models import images, small_model, targets
 
@@ -18,9 +18,9 @@ def _package_as_it_was(monkeypatch):
     """What contestants change in this process is put back."""
     for module, name in (
         (contrastive.modeling_detr, "noise_targets"),
-        (set_loss, "denoising_losses"),
-        (set_loss, "_boxes"),
-        (set_loss, "_classification"),
+        (criterion, "denoising_losses"),
+        (criterion, "_boxes"),
+        (criterion, "_classification"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name))
 
@@ -133,7 +133,7 @@ def test_a_box_that_fits_badly_makes_its_class_less_of_a_target():
 
     def loss_ce(width: float) -> float:
         boxes = torch.tensor([[[[0.5, 0.5, width, 0.4], [0.1, 0.1, 0.1, 0.1]]]])
-        return set_loss.detection_loss(logits, boxes, labels)[1]["loss_ce"].item()
+        return criterion.detection_loss(logits, boxes, labels)[1]["loss_ce"].item()
 
     plain = loss_ce(0.4)
     assert loss_ce(0.2) == pytest.approx(plain)

@@ -11,7 +11,7 @@ from datasets import DatasetDict, disable_progress_bars
 from PIL import Image
 
 from hf_detr import DetrImageProcessor
-from hf_detr.data.digits import digit_scenes
+from hf_detr.data.synthetic.digits import digit_scenes
 
 from ..small_models import small_model
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from hf_detr import DetrForObjectDetection, DetrImageProcessor
-from hf_detr.data.shapes import SHAPE_NAMES, shape_scenes
+from hf_detr.data.synthetic.shapes import SHAPE_NAMES, shape_scenes
 
 from .conftest import COMMAND, ENVIRONMENT, assert_one_line_and_exit_code_2, hf_detr, noise, write_coco
 

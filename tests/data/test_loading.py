@@ -16,9 +16,9 @@ from datasets import (
     load_dataset,
 )
 
-from hf_detr.data.digits import digit_scenes
 from hf_detr.data.loading import find_format, load_detection_dataset
 from hf_detr.data.schema import class_names, is_detection_dataset, original_category_ids
+from hf_detr.data.synthetic.digits import digit_scenes
 
 from .tiny_data import SCENES, write_picture, write_pictures
 

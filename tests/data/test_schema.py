@@ -10,7 +10,6 @@ from datasets import (
     load_from_disk,
 )
 
-from hf_detr.data.digits import digit_scenes
 from hf_detr.data.schema import (
     class_names,
     detection_features,
@@ -18,6 +17,7 @@ from hf_detr.data.schema import (
     is_detection_dataset,
     original_category_ids,
 )
+from hf_detr.data.synthetic.digits import digit_scenes
 
 
 @pytest.fixture

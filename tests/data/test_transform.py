@@ -10,8 +10,8 @@ from transformers import DetrImageProcessor as StockProcessor
 
 from hf_detr.data.augmentation import PaperAugmentation, paper_augmentation
 from hf_detr.data.collator import DetectionCollator
-from hf_detr.data.digits import digit_scenes
 from hf_detr.data.loading import load_detection_dataset
+from hf_detr.data.synthetic.digits import digit_scenes
 from hf_detr.data.transform import DetectionTransform, transform_dataset
 from hf_detr.image_processing_detr import DetrImageProcessor
 

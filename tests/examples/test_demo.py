@@ -11,7 +11,7 @@ from PIL import Image
 
 from hf_detr import DetrForObjectDetection, DetrImageProcessor, digit_scenes, evaluate_model, tiny_checkpoint
 from hf_detr.cli.main import main
-from hf_detr.data.shapes import SHAPE_NAMES
+from hf_detr.data.synthetic.shapes import SHAPE_NAMES
 
 
 def test_the_small_checkpoint_has_the_size_and_the_ap_that_its_card_states():

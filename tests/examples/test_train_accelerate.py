@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_detr import DetrForObjectDetection, DetrImageProcessor
-from hf_detr.data.digits import digit_scenes
+from hf_detr.data.synthetic.digits import digit_scenes
 
 from ..small_models import small_model
 

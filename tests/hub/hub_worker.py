@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from hf_detr import DetrForObjectDetection, DetrImageProcessor
 from hf_detr.data.collator import DetectionCollator
-from hf_detr.data.digits import digit_scenes
 from hf_detr.data.schema import id2label
+from hf_detr.data.synthetic.digits import digit_scenes
 from hf_detr.data.transform import DetectionTransform, transform_dataset
 from tests.small_models import small_model
 

@@ -13,7 +13,7 @@ from datasets import DatasetDict, disable_progress_bars
 from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file
 
-from hf_detr.data.digits import digit_scenes
+from hf_detr.data.synthetic.digits import digit_scenes
 
 from .hub_server import HubServer
 

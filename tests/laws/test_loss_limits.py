@@ -5,8 +5,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-import hf_detr.loss.set_loss as set_loss
-from hf_detr.loss import detection_loss, match, pack_targets
+from hf_detr.loss import criterion, detection_loss, match, pack_targets
 from tests.small_models import images, small_model, targets
 
 NUM_QUERIES, NUM_LABELS = 9, 5
@@ -61,7 +60,7 @@ def test_matching_and_losses_are_float32_under_autocast(dtype, monkeypatch):
         seen.append((logits.dtype, boxes.dtype, torch.is_autocast_enabled("cpu")))
         return match(logits, boxes, *arguments)
 
-    monkeypatch.setattr(set_loss, "match", spy)
+    monkeypatch.setattr(criterion, "match", spy)
     model = small_model().train()
     with torch.autocast("cpu", dtype=dtype):
         outputs = model(images((64, 64), (64, 64))[0], labels=targets(2, 3))

@@ -8,7 +8,7 @@ import torch
 import transformers
 from PIL import Image
 
-from hf_detr._image_settings import resized_hw
+from hf_detr.image_processing.settings import resized_hw
 from hf_detr.image_processing_detr import DetrImageProcessor
 
 Stock = transformers.DetrImageProcessor

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hf_detr import DetrImageProcessor
-from hf_detr.data.digits import digit_scenes
 from hf_detr.data.schema import id2label
+from hf_detr.data.synthetic.digits import digit_scenes
 from hf_detr.data.transform import DetectionTransform, transform_dataset
 from hf_detr.training import DetrTrainer, DetrTrainingArguments
 

@@ -6,7 +6,7 @@ import transformers
 from safetensors.torch import load_file
 
 from hf_detr.training import DetrTrainer
-from hf_detr.training.average import WeightAverage
+from hf_detr.training.ema import WeightAverage
 
 from .conftest import arguments, model, scenes, training_log, transformed
 

@@ -4,7 +4,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_detr.data.records import IMAGE_SUFFIXES
+from hf_detr.data.formats.base import IMAGE_SUFFIXES
 
 
 def find_pictures(sources: Sequence[str], besides: Path | None = None) -> list[Path]:

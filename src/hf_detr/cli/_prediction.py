@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_detr._image_loading import load_image
 from hf_detr.boxes import xyxy_to_xywh
+from hf_detr.image_processing.loading import load_image
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.modeling_detr import DetrForObjectDetection
 from hf_detr.visualization import draw_detections

@@ -12,11 +12,11 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 from hf_detr.configuration_detr import DetrConfig
+from hf_detr.data.checks import check_dataset
 from hf_detr.data.loading import load_detection_dataset
 from hf_detr.data.report import Report
 from hf_detr.data.schema import id2label
 from hf_detr.data.transform import DetectionTransform, transform_dataset
-from hf_detr.data.validation import check_dataset
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.modeling_detr import DetrForObjectDetection
 from hf_detr.training import DetrTrainer, DetrTrainingArguments

@@ -35,10 +35,10 @@ def run(args: argparse.Namespace) -> int:
     from datasets import concatenate_datasets, disable_progress_bars
     from PIL import Image
 
+    from hf_detr.data.checks import check_dataset
     from hf_detr.data.contact_sheet import draw_contact_sheet
+    from hf_detr.data.formats.base import Findings
     from hf_detr.data.loading import load
-    from hf_detr.data.records import Findings
-    from hf_detr.data.validation import check_dataset
 
     disable_progress_bars()
     if args.draw and args.draw.suffix.lower() not in Image.registered_extensions():

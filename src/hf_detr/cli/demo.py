@@ -32,11 +32,11 @@ def run(args: argparse.Namespace) -> int:
     import torch  # here, so that `hf-detr --help` does not wait for it
     from datasets import DatasetDict
 
+    from ..checkpoints.tiny import tiny_checkpoint
     from ..data.schema import id2label
-    from ..data.shapes import shape_scenes
+    from ..data.synthetic.shapes import shape_scenes
     from ..image_processing_detr import DetrImageProcessor
     from ..modeling_detr import DetrForObjectDetection
-    from ..tiny import tiny_checkpoint
     from ..training import evaluate_model
     from . import train
     from ._run_settings import check_run_folder

@@ -36,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check_model_source(args.model)
     check_data_source(args.data)
+    from hf_detr.cli._process_memory import keep_freed_memory
     from hf_detr.data.loading import load_detection_dataset
     from hf_detr.data.schema import class_names, original_category_ids
     from hf_detr.evaluation import CocoEvaluator, evaluate_detections
-    from hf_detr.process_memory import keep_freed_memory
 
     from ._evaluation import PredictInClasses, batches
     from ._running import choose_device, load_model, progress_bar, quiet_libraries

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     files = find_pictures(args.images, besides=args.output)
     args.output.mkdir(parents=True, exist_ok=True)
 
-    from hf_detr.process_memory import keep_freed_memory
+    from hf_detr.cli._process_memory import keep_freed_memory
 
     from ._prediction import Drawer, Predictor, result_rows
     from ._running import choose_device, load_model, progress_bar, quiet_libraries

@@ -119,11 +119,14 @@ def train(args: argparse.Namespace) -> int:
     """The run itself, with arguments that are known to go together."""
     from hf_detr.training import last_checkpoint
 
+    from ._process_memory import keep_freed_memory
     from ._run_folder import write_run_folder
-    from ._running import quiet_libraries
+    from ._running import choose_device, quiet_libraries
     from ._training import Interruption, OneBar, Stopped, build_model, load_splits, make_trainer, print_report
 
     quiet_libraries()
+    if choose_device(args.device).type == "cpu":
+        keep_freed_memory()
     checkpoint = last_checkpoint(args.output) if args.resume else None
     if args.resume and checkpoint is None:
         print(f"{args.output} has no checkpoint yet: the run starts anew\n")

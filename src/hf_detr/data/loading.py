@@ -16,13 +16,13 @@ from datasets import (
     load_from_disk,
 )
 
-from .bad_boxes import BOX_FORMATS, ON_BAD_BOX, BoxPolicy, look_like_fractions
-from .coco import is_coco, read_coco
-from .hub import to_detection_schema
-from .records import Findings, ImageRecord, chosen_splits, split_name
+from .box_policy import BOX_FORMATS, ON_BAD_BOX, BoxPolicy, look_like_fractions
+from .formats.base import Findings, ImageRecord, chosen_splits, split_name
+from .formats.coco import is_coco, read_coco
+from .formats.hub import to_detection_schema
+from .formats.voc import is_voc, read_voc
+from .formats.yolo import is_yolo, read_yolo
 from .schema import detection_features
-from .voc import is_voc, read_voc
-from .yolo import is_yolo, read_yolo
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import mean, median
 from typing import Any
 
-from .records import Problem
+from .formats.base import Problem
 
 _SHOWN = 5  # examples of one kind of problem in the text; `problems` and `to_dict` have all
 _SMALL, _MEDIUM = 32**2, 96**2  # COCO's limits, square pixels

@@ -9,9 +9,9 @@ from datasets import Dataset, Image, IterableDataset
 from PIL import Image as PILImage
 from PIL import ImageOps
 
-from .._image_settings import resized_hw
+from ..image_processing.settings import resized_hw
 from .augmentation import PaperAugmentation, paper_augmentation
-from .records import UNREADABLE
+from .formats.base import UNREADABLE
 
 Augment = Callable[[dict[str, Any]], dict[str, Any]]
 

@@ -1,9 +1,9 @@
 """The bipartite loss: pure functions of tensors."""
 
+from .criterion import detection_loss
 from .denoising import NoisedTargets, noise_targets
 from .encoder_loss import CellPredictions
 from .matcher import Matches, match
-from .set_loss import detection_loss
 from .targets import Targets, pack_targets
 
 __all__ = [

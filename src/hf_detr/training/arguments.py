@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from ..data.bad_boxes import ON_BAD_BOX
+from ..data.box_policy import ON_BAD_BOX
 from .recipes import RECIPES, averages_weights, class_head_rate_of
 
 

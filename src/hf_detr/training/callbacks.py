@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from transformers import TrainerCallback
 
-from .average import WeightAverage
+from .ema import WeightAverage
 
 
 class UpdateAverage(TrainerCallback):

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..data.bad_boxes import BoxPolicy
+from ..data.box_policy import BoxPolicy
 from ..data.schema import class_names
 from ..data.transform import DetectionTransform
 

@@ -15,17 +15,16 @@ from transformers import Trainer
 
 from ..data.collator import DetectionCollator
 from ..evaluation import CocoEvaluator
-from ..process_memory import keep_freed_memory
 from .arguments import DetrTrainingArguments
-from .average import WeightAverage
 from .callbacks import EarlyStopping, UpdateAverage
 from .checkpoint_folders import is_whole, last_checkpoint
+from .ema import WeightAverage
 from .health import QueryCollapse, warn_if_not_finite
 from .losses import IntervalLosses
 from .optimizer import parameter_groups
 from .recipes import MODEL_SETTINGS, apply_recipe
 from .rows import check_is_transformed, class_problem, count_rows, mended, raw_rows, transform_of
-from .samples import EpochOrder, ReproducibleSamples, ShareOfBatches
+from .samplers import EpochOrder, ReproducibleSamples, ShareOfBatches
 from .trainer_checkpoints import CheckpointMixin
 from .trainer_evaluation import EvaluationMixin
 
@@ -336,8 +335,6 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             if self.model_init is not None:
                 raise ValueError("ema_decay averages one model; give the trainer a model, not model_init.")
             self._average = WeightAverage(self.model, self.args.ema_decay)
-        if self.args.device.type == "cpu":
-            keep_freed_memory()
         result = super().train(resume_from_checkpoint or None, *args, **kwargs)
         if self._average is not None:
             if not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):

@@ -13,7 +13,7 @@ from ..image_processing_detr import DetrImageProcessor
 from .health import QueryCollapse
 from .losses import EvaluationLosses
 from .rows import MendBoxes, raw_rows, transform_of
-from .samples import ShareOfBatches
+from .samplers import ShareOfBatches
 
 
 class EvaluationMixin:

@@ -1,6 +1,6 @@
 """Pictures of what goes in and what comes out: boxes on images, curves of a training."""
 
 from .curves import plot_curves as plot_curves
-from .predictions import class_color as class_color
-from .predictions import draw_detections as draw_detections
-from .predictions import save_detections_grid as save_detections_grid
+from .detections import class_color as class_color
+from .detections import draw_detections as draw_detections
+from .detections import save_detections_grid as save_detections_grid

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from .bad_boxes import to_xywh_px
-from .records import (
+from ..box_policy import to_xywh_px
+from .base import (
     Annotation,
     Findings,
     ImageRecord,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 
-from .boxes import xyxy_to_cxcywh
+from ..boxes import xyxy_to_cxcywh
 
 _REMEDY = "Correct it, or pass on_bad_box='drop' or 'clip' (both count what they leave out)."
 

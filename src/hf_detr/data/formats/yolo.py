@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from .bad_boxes import to_xywh_px
-from .records import (
+from ..box_policy import to_xywh_px
+from .base import (
     IMAGE_SUFFIXES,
     Annotation,
     Findings,

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_detr.data.checks import check_dataset
 from hf_detr.data.contact_sheet import draw_contact_sheet
-from hf_detr.data.digits import digit_scenes
 from hf_detr.data.loading import load_detection_dataset
-from hf_detr.data.validation import check_dataset
+from hf_detr.data.synthetic.digits import digit_scenes
 
 from .tiny_data import SCENES, coco_content, voc_xml, write_picture
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 
-from ._image_memory import empty
-from ._image_settings import RESAMPLE_MODES
+from .memory import empty
+from .settings import RESAMPLE_MODES
 
 # B images, C channels, H and W of the canvas; "visible" is an image after resizing, before padding
 

@@ -5,7 +5,7 @@ import pytest
 from hf_detr.data.loading import load_detection_dataset
 from hf_detr.data.schema import class_names, original_category_ids
 
-from .tiny_data import SCENES, coco_content, write_picture, write_pictures
+from ..tiny_data import SCENES, coco_content, write_picture, write_pictures
 
 
 def rewrite(root, change, split="train2017"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_detr import DetrImageProcessor
-from hf_detr._image_memory import empty
+from hf_detr.image_processing.memory import empty
 
 CPU = torch.device("cpu")
 SHAPE = (2, 3, 400, 500)  # 4.6 MiB in float32
@@ -15,7 +15,7 @@ SHAPE = (2, 3, 400, 500)  # 4.6 MiB in float32
 
 @pytest.fixture(autouse=True)
 def nothing_spare(monkeypatch):
-    monkeypatch.setattr("hf_detr._image_memory._spare", {})
+    monkeypatch.setattr("hf_detr.image_processing.memory._spare", {})
 
 
 def test_freed_memory_is_used_again():

@@ -3,7 +3,7 @@ import pytest
 from hf_detr.data.loading import load_detection_dataset
 from hf_detr.data.schema import class_names, original_category_ids
 
-from .tiny_data import SCENES
+from ..tiny_data import SCENES
 
 
 def test_yolo_fractions_become_pixels(yolo_dir):

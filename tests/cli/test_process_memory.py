@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import torch
-from hf_detr.process_memory import keep_freed_memory
+from hf_detr.cli._process_memory import keep_freed_memory
 
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 for _ in range(10):  # it takes some until the blocks fit each other

@@ -13,9 +13,9 @@ from typing import Any
 from datasets import Image
 from PIL import UnidentifiedImageError
 
-from .bad_boxes import box_problem, look_like_corners, look_like_fractions
+from .box_policy import box_problem, look_like_corners, look_like_fractions
+from .formats.base import UNREADABLE, Findings, upright_size
 from .loading import load
-from .records import UNREADABLE, Findings, upright_size
 from .report import Report, SplitSummary, Spread, size_classes
 from .schema import class_names, original_category_ids
 

@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetInfo
 from numpy.random import Generator
 from PIL import Image
 
-from .schema import detection_features
+from ..schema import detection_features
 
 _SPLITS = ("train", "test")
 _INK = 0.35  # coverage of a pixel from which it counts as ink: boxes are tight around what one sees

@@ -5,7 +5,7 @@ import pytest
 from hf_detr.data.loading import load_detection_dataset
 from hf_detr.data.schema import class_names
 
-from .tiny_data import SCENES, voc_xml, write_picture
+from ..tiny_data import SCENES, voc_xml, write_picture
 
 
 def test_a_voc_folder_comes_in_with_its_splits_and_pixel_exact_boxes(voc_dir):

@@ -9,9 +9,9 @@ from warnings import warn
 
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, IterableDataset, concatenate_datasets
 
-from .bad_boxes import BoxPolicy, to_xywh_px
-from .records import UNREADABLE, Findings, check_class_names, upright_size
-from .schema import detection_features, is_detection_dataset
+from ..box_policy import BoxPolicy, to_xywh_px
+from ..schema import detection_features, is_detection_dataset
+from .base import UNREADABLE, Findings, check_class_names, upright_size
 
 # the names under which data sets on the Hub keep the same thing
 _OBJECTS = ("objects", "annotations", "object")

@@ -4,9 +4,9 @@ import time
 import numpy as np
 import pytest
 
-from hf_detr.data.digits import DIGIT_NAMES, digit_scenes
 from hf_detr.data.schema import class_names, is_detection_dataset
-from hf_detr.data.shapes import SHAPE_NAMES, shape_scenes
+from hf_detr.data.synthetic.digits import DIGIT_NAMES, digit_scenes
+from hf_detr.data.synthetic.shapes import SHAPE_NAMES, shape_scenes
 
 
 @pytest.mark.parametrize(("make", "names"), [(digit_scenes, DIGIT_NAMES), (shape_scenes, SHAPE_NAMES)])
@@ -64,7 +64,7 @@ def test_boxes_are_tight_around_the_ink():
 
 
 def test_train_and_test_scenes_use_different_scans():
-    from hf_detr.data.digits import _scans
+    from hf_detr.data.synthetic.digits import _scans
 
     for splits in _scans().values():
         train, test = ({scan.tobytes() + bytes(scan.size) for scan in splits[name]} for name in ("train", "test"))

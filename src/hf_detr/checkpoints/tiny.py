@@ -10,4 +10,4 @@ def tiny_checkpoint() -> str:
     1.3 million parameters, images of 96 x 96 pixels, ten classes ("zero" to "nine"), trained by
     examples/train_tiny_checkpoint.py on generated scenes of handwritten digits; the card says how long, and its AP.
     """
-    return str(Path(__file__).resolve().parent / "assets" / "tiny")
+    return str(Path(__file__).resolve().parents[1] / "assets" / "tiny")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_detr import _image_post_processing
+from hf_detr.image_processing import post_processing as _image_post_processing
 from hf_detr.image_processing_detr import DetrImageProcessor
 
 NUM_CLASSES = 5

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from .records import (
+from .base import (
     IMAGE_SUFFIXES,
     Annotation,
     Findings,

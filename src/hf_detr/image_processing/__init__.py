@@ -1,0 +1,1 @@
+"""The steps of `DetrImageProcessor`, from loading to post-processing."""
