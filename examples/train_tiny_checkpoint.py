@@ -123,7 +123,7 @@ def write(model, processor, folder: Path, recipe: dict, test: Dataset, num_train
     """Evaluates the model, and writes it with its processor and a card that says how it was trained and how it does."""
     evaluator = evaluate_model(model, processor, test, batch_size=64)
     print(evaluator.table())
-    model.set_training_help(encoder_auxiliary_loss=False)  # whoever fine-tunes it chooses
+    model.set_training_only(encoder_auxiliary_loss=False)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     config = model.config

@@ -21,9 +21,9 @@ _HOME = {
     "DetrModel": "modeling_detr",
     "DetrTrainer": "training",
     "DetrTrainingArguments": "training",
-    "DetrModelOutput": "modeling_outputs",
-    "DetrObjectDetectionOutput": "modeling_outputs",
-    "DetrPreTrainedModel": "modeling_base",
+    "DetrModelOutput": "modeling_detr",
+    "DetrObjectDetectionOutput": "modeling_detr",
+    "DetrPreTrainedModel": "modeling_detr",
     "check_dataset": "data.checks",
     "digit_scenes": "data.synthetic.digits",
     "draw_detections": "visualization",
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
     from .data.transform import transform_dataset as transform_dataset
     from .evaluation import CocoEvaluator as CocoEvaluator
     from .image_processing_detr import DetrImageProcessor as DetrImageProcessor
-    from .modeling_base import DetrPreTrainedModel as DetrPreTrainedModel
     from .modeling_detr import DetrForObjectDetection as DetrForObjectDetection
     from .modeling_detr import DetrModel as DetrModel
-    from .modeling_outputs import DetrModelOutput as DetrModelOutput
-    from .modeling_outputs import DetrObjectDetectionOutput as DetrObjectDetectionOutput
+    from .modeling_detr import DetrModelOutput as DetrModelOutput
+    from .modeling_detr import DetrObjectDetectionOutput as DetrObjectDetectionOutput
+    from .modeling_detr import DetrPreTrainedModel as DetrPreTrainedModel
     from .training import CocoMetric as CocoMetric
     from .training import DetrTrainer as DetrTrainer
     from .training import DetrTrainingArguments as DetrTrainingArguments

@@ -25,6 +25,7 @@ _OWN_FIELDS = (
     "denoising_label_noise",
     "query_groups",
     "encoder_auxiliary_loss",
+    "chunk_size_backbone",
 )
 # Names that are views of others; a file that states both states the same.
 _ALIASES = {
@@ -76,6 +77,7 @@ class DetrConfig(PreTrainedConfig):
         freeze_backbone_norms: run the backbone's batch norms as fixed affine maps (paper, A.4).
         freeze_backbone_until: the last stage that does not train: a stage's name ("layer1") or index, "all", None for
             none, or "auto": stem and first stage for ResNets (as published), nothing for others.
+        chunk_size_backbone: at inference, the images that pass the backbone at a time, for less memory; 0 for all.
         timm_kwargs: further arguments of `timm.create_model` (`img_size`, `drop_path_rate`, ...).
 
     Of this package, help in training that changes nothing at inference (all off, as in the paper):
@@ -141,6 +143,7 @@ class DetrConfig(PreTrainedConfig):
     denoising_label_noise: float = 0.2
     query_groups: int = 1
     encoder_auxiliary_loss: bool = False
+    chunk_size_backbone: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         own_block = kwargs.pop("hf_detr", None)
@@ -278,7 +281,7 @@ class DetrConfig(PreTrainedConfig):
                      "encoder_attention_heads", "decoder_attention_heads"):  # fmt: skip
             _require(name, getattr(self, name), "a whole number of at least 1", lambda v: _is_int(v) and v >= 1)
         _require("query_groups", self.query_groups, "a whole number of at least 1", lambda v: _is_int(v) and v >= 1)
-        for name in ("encoder_layers", "denoising_queries"):
+        for name in ("encoder_layers", "denoising_queries", "chunk_size_backbone"):
             _require(name, getattr(self, name), "a whole number of at least 0", lambda v: _is_int(v) and v >= 0)
         _require("encoder_auxiliary_loss", self.encoder_auxiliary_loss, "True or False", lambda v: isinstance(v, bool))
         for name in ("denoising_box_noise", "denoising_label_noise"):

@@ -1,33 +1,534 @@
-"""DetrForObjectDetection: the model, its two heads, and the loss.
+"""DETR in the order of the data: outputs, what the models share, `DetrModel`, `DetrForObjectDetection`.
 
-The forward pass reads nothing back to the host; the loss does so once, for the matching.
+Parameter names are the names in the Hub's files, so loading and saving map nothing. The forward pass reads nothing back
+to the host; the loss does so once, for the matching.
 """
 
 import logging
-from dataclasses import replace
+import warnings
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from os import PathLike
 
 import torch
+import torch.nn.functional as F
+from huggingface_hub import HfApi
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import PreTrainedModel, initialization
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
 
+from .checkpoints.model_card import model_card
 from .checkpoints.original import load_original
-from .checkpoints.surgery import keep_rows, shared_classes
+from .checkpoints.surgery import resized_embedding, shared_classes, transferred_embedding, transferred_linear
 from .configuration_detr import DetrConfig
-from .loss import CellPredictions, NoisedTargets, Targets, detection_loss, noise_targets, pack_targets
-from .modeling_base import DetrPreTrainedModel, loading_checkpoint
-from .modeling_model import DetrModel
-from .modeling_outputs import DetrModelOutput, DetrObjectDetectionOutput
-from .nn.encoder_head import EncoderHead
+from .loss import CellPredictions, NoisedTargets, SetCriterion, Targets, noise_targets, pack_targets
+from .nn.auxiliary import EncoderHead, ExtraQueries, TrainingOnly, TrainingQueries
+from .nn.backbone import ConvEncoder, build_timm_backbone, build_transformers_backbone
+from .nn.frozen_norm import FrozenBatchNorm2d
 from .nn.heads import BoxHead
-from .nn.training_only import TrainingOnly
-from .nn.training_queries import ExtraQueries, TrainingQueries
+from .nn.position_embedding import LearnedPositionEmbedding, SinePositionEmbedding, cell_centres_xy
+from .nn.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, eager_attention
 
-# B images, L decoder layers, Q queries, D channels, C classes
+# B images of height x width, H x W cells of the feature map, K = HW of them in a row, L decoder layers, Q queries,
+# D channels, C classes
 
-__all__ = ["DetrForObjectDetection", "DetrModel"]
+__all__ = ["DetrForObjectDetection", "DetrModel", "DetrModelOutput", "DetrObjectDetectionOutput", "DetrPreTrainedModel"]
 
 logger = logging.getLogger(__name__)
+
+# While a checkpoint is being loaded, the backbone's published weights are not needed: it brings its own.
+loading_checkpoint: ContextVar[bool] = ContextVar("loading_checkpoint", default=False)
+
+
+@dataclass
+class DetrModelOutput(Seq2SeqModelOutput):
+    """Output of `DetrModel`.
+
+    Attributes:
+        last_hidden_state: (B, Q, D) state of each query after the last decoder layer, normed.
+        decoder_hidden_states: L + 1 of (B, Q, D): the states before each layer and `last_hidden_state`.
+        decoder_attentions, cross_attentions: L of (B, heads, Q, Q) and of (B, heads, Q, HW).
+        encoder_last_hidden_state: (B, HW, D) the encoded feature map, its rows one after the other.
+        encoder_hidden_states: encoder layers + 1 of (B, HW, D).
+        encoder_attentions: encoder layers of (B, heads, HW, HW).
+        intermediate_hidden_states: (L, B, Q, D) states after each decoder layer, normed, with `auxiliary_loss`.
+        cell_centres_xy: (B or 1, HW, 2) centres of the feature map's cells in [0, 1] of the visible image, -1 on
+            padding; only in training with `encoder_auxiliary_loss`.
+    """
+
+    intermediate_hidden_states: Tensor | None = None
+    cell_centres_xy: Tensor | None = None
+
+
+@dataclass
+class DetrObjectDetectionOutput(ModelOutput):
+    """Output of `DetrForObjectDetection`; hidden states and attentions as in `DetrModelOutput`.
+
+    Attributes:
+        loss: () the weighted sum of all layers' losses, where `labels` were given.
+        loss_dict: its parts, unweighted, and two errors that do not train; see `loss.SetCriterion`.
+        logits: (B, Q, C + 1) class scores before the softmax; the last class is "no object".
+        pred_boxes: (B, Q, 4) (centre x, centre y, width, height) in [0, 1] of the visible image, padding not counted.
+        auxiliary_outputs: with `auxiliary_loss` and `labels`, a dict of `logits` and `pred_boxes` for each decoder
+            layer but the last.
+        last_hidden_state: (B, Q, D), from which heads and others read.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
+    last_hidden_state: Tensor | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+
+
+class DetrPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation, shared by the models."""
+
+    config_class = DetrConfig
+    config: DetrConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["ConvEncoder", "EncoderLayer", "DecoderLayer"]  # noqa: RUF012
+    # counters of live batch norms, which some files hold, and parameters that only a training's checkpoint holds
+    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked$", r"^training_only\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_missing = [r"^training_only\."]  # noqa: RUF012
+
+    def __init__(self, config: DetrConfig, *inputs, **kwargs):
+        config.check()  # fields may have been set since it was made
+        super().__init__(config, *inputs, **kwargs)
+        self.register_load_state_dict_post_hook(_ignore_batch_counters)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in Transformers. The backbone's weights come from the checkpoint alone: nothing else is opened."""
+        token = loading_checkpoint.set(True)
+        try:
+            loaded = super().from_pretrained(*args, **kwargs)
+        finally:
+            loading_checkpoint.reset(token)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        # loading makes new parameters, all of which would train
+        model.base_model.backbone.conv_encoder.freeze(model.config.freeze_backbone_until)
+        return loaded
+
+    def save_pretrained(self, *args, **kwargs):
+        """As in Transformers. Folded norms are unfolded for the file, which is the same in either case."""
+        num_folded = self.unfold_norms()
+        try:
+            return super().save_pretrained(*args, **kwargs)
+        finally:
+            if num_folded:
+                self.fold_norms()
+
+    def get_input_embeddings(self) -> None:
+        """None: images are not tokens. Accelerate's FSDP asks."""
+        return
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: bool | str | None = None, **kwargs
+    ) -> str:
+        """As in Transformers. A repository without a README.md gets this package's model card first; its classes and
+        sizes are known here, what it was trained on is not: `hf-detr train` and `DetrTrainer` write fuller ones."""
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if not api.file_exists(repo_id, "README.md"):
+            config = self.config
+            facts = {
+                "name": repo_id.split("/")[-1],
+                "repo_id": repo_id,
+                "model": {
+                    "backbone": getattr(config.backbone_config, "backbone", config.backbone_config.model_type),
+                    "encoder and decoder layers": f"{config.encoder_layers} + {config.decoder_layers}",
+                    "queries": config.num_queries,
+                    "classes": ", ".join(config.id2label.values()),
+                    "parameters": f"{self.num_parameters():,}",
+                },
+            }
+            # not by ModelCard: older clients validate at huggingface.co, wherever HF_ENDPOINT points
+            card = model_card(facts).encode()
+            api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=repo_id)
+        return super().push_to_hub(repo_id, private=private, token=token, **kwargs)
+
+    def freeze_backbone(self, until: str | int | None = "all") -> None:
+        """Afterwards exactly the backbone's parameters up to and including a stage are frozen: a stage's name or index,
+        "all", or None for none. Call it before the optimizer is made. ValueError for an unknown stage."""
+        self.base_model.backbone.conv_encoder.freeze(until)
+        self.config.freeze_backbone_until = until
+
+    def unfreeze_backbone(self) -> None:
+        """Trains all parameters of the backbone. Frozen norms stay frozen: see `unfreeze_norms`."""
+        self.freeze_backbone(until=None)
+
+    def resize_queries(self, num_queries: int) -> None:
+        """Takes another number of object queries: the first ones stay, further ones start from N(0, 1). Call it before
+        the optimizer is made. Raises ValueError for less than 1."""
+        if num_queries < 1:
+            raise ValueError(f"num_queries={num_queries} must be at least 1.")
+        model = self.base_model
+        model.query_position_embeddings = resized_embedding(model.query_position_embeddings, num_queries)
+        self.config.num_queries = num_queries
+
+    def freeze_norms(self) -> None:
+        """Runs the backbone's batch norms as fixed affine maps. Call it before the optimizer is made."""
+        self.base_model.backbone.conv_encoder.freeze_norms()
+        self.config.freeze_backbone_norms = True
+
+    def unfreeze_norms(self) -> None:
+        """Lets the batch norms of all stages that train learn: for backbones from random weights. Call it before the
+        optimizer is made."""
+        encoder = self.base_model.backbone.conv_encoder
+        encoder.unfreeze_norms()
+        encoder.freeze(self.config.freeze_backbone_until)
+        self.config.freeze_backbone_norms = False
+
+    def fold_norms(self) -> int:
+        """Folds the backbone's frozen norms into its convolutions, for faster inference; returns how many.
+
+        Logits stay the same but for rounding. Take it back with `unfold_norms` before training or adding adapters;
+        `save_pretrained` writes the same files either way. Pairs with hooks, adapters or weights that are not in memory
+        are left as they are.
+        """
+        return self.base_model.backbone.conv_encoder.fold_norms()
+
+    def unfold_norms(self) -> int:
+        """Takes `fold_norms` back, exactly; returns how many were folded."""
+        return self.base_model.backbone.conv_encoder.unfold_norms()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """The original's: Xavier in the transformer, PyTorch's own in projection and heads, queries N(0, 1).
+
+        Transformers calls it for every module with tensors of its own that no checkpoint brought, and for no other; the
+        functions of `initialization` leave those tensors alone that a checkpoint did bring.
+        """
+        if isinstance(module, nn.Linear) and hasattr(module, "xavier_gain"):
+            initialization.xavier_uniform_(module.weight, gain=module.xavier_gain)
+            if module.starts_without_bias:
+                initialization.zeros_(module.bias)
+            else:
+                initialization.uniform_(module.bias, *_pytorch_bounds(module))
+        elif isinstance(module, nn.Conv2d) and module.bias is None:  # a backbone's, missing in the checkpoint
+            initialization.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            initialization.uniform_(module.weight, *_pytorch_bounds(module))
+            if module.bias is not None:
+                initialization.uniform_(module.bias, *_pytorch_bounds(module))
+        elif isinstance(module, nn.Embedding):
+            if getattr(module, "starts_at_zero", False):
+                initialization.zeros_(module.weight)
+            elif getattr(module, "starts_uniform", False):
+                initialization.uniform_(module.weight)
+            else:
+                initialization.normal_(module.weight)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, FrozenBatchNorm2d)):
+            if module.weight is not None:
+                initialization.ones_(module.weight)
+                initialization.zeros_(module.bias)
+            if getattr(module, "running_mean", None) is not None:
+                initialization.zeros_(module.running_mean)
+                initialization.ones_(module.running_var)
+        if hasattr(module, "init_non_persistent_buffers"):  # timm's tables, which no checkpoint holds
+            module.init_non_persistent_buffers()
+
+
+def _ignore_batch_counters(module: nn.Module, incompatible_keys) -> None:
+    incompatible_keys.unexpected_keys[:] = [
+        key for key in incompatible_keys.unexpected_keys if not key.endswith("num_batches_tracked")
+    ]
+
+
+def _pytorch_bounds(layer: nn.Linear | nn.Conv2d) -> tuple[float, float]:
+    """Between which `nn.Linear` and `nn.Conv2d` draw weights and biases, which the original leaves in place."""
+    bound = layer.weight[0].numel() ** -0.5  # fan in
+    return -bound, bound
+
+
+class _Backbone(nn.Module):
+    """Gives the network the name it has in the Hub's files: `backbone.conv_encoder.model`."""
+
+    def __init__(self, conv_encoder: ConvEncoder):
+        super().__init__()
+        self.conv_encoder = conv_encoder
+
+    @property
+    def intermediate_channel_sizes(self) -> list[int]:
+        return self.conv_encoder.intermediate_channel_sizes
+
+    @property
+    def model(self) -> nn.Module:
+        return self.conv_encoder.model
+
+
+class DetrModel(DetrPreTrainedModel):
+    """Backbone, encoder and decoder: from images to the states of the object queries (paper, figure 2)."""
+
+    def __init__(self, config: DetrConfig):
+        super().__init__(config)
+        self.backbone = _Backbone(_make_backbone(config))
+        positions = SinePositionEmbedding if config.position_embedding_type == "sine" else LearnedPositionEmbedding
+        self.position_embedding = positions(config.d_model)
+        self.query_position_embeddings = nn.Embedding(config.num_queries, config.d_model)
+        channels = self.backbone.intermediate_channel_sizes[-1]
+        self.input_projection = nn.Conv2d(channels, config.d_model, kernel_size=1)
+        common = {
+            "d_model": config.d_model,
+            "attention_dropout": config.attention_dropout,
+            "dropout": config.dropout,
+            "activation_dropout": config.activation_dropout,
+        }
+        self.encoder = Encoder(
+            [
+                EncoderLayer(
+                    num_heads=config.encoder_attention_heads,
+                    ffn_dim=config.encoder_ffn_dim,
+                    activation=ACT2FN[config.activation_function],
+                    **common,
+                )
+                for _ in range(config.encoder_layers)
+            ],
+            layerdrop=config.encoder_layerdrop,
+        )
+        self.decoder = Decoder(
+            [
+                DecoderLayer(
+                    num_heads=config.decoder_attention_heads,
+                    ffn_dim=config.decoder_ffn_dim,
+                    activation=ACT2FN[config.activation_function],
+                    **common,
+                )
+                for _ in range(config.decoder_layers)
+            ],
+            d_model=config.d_model,
+            layerdrop=config.decoder_layerdrop,
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        extra_queries: ExtraQueries | None = None,
+    ) -> DetrModelOutput | tuple[Tensor, ...]:
+        """Images to query states.
+
+        Args:
+            pixel_values: (B, C, height, width), normalised; padded images lie at the top left, padding is 0.
+            pixel_mask: (B, height, width), 1 or True on image, 0 on padding. Leave it out where nothing is padded: no
+                mask is then built or attended with.
+            decoder_attention_mask: (B, Q), 1 for queries that others may see, 0 for the rest; or (B, Q, Q), 1 where a
+                query may see another.
+            encoder_outputs: what an earlier call gave as encoder outputs; backbone and encoder still give positions.
+            inputs_embeds: (B, HW, D) a projected, flattened, square feature map, instead of `pixel_values`.
+            decoder_inputs_embeds: (B, Q, D) contents of the queries, zeros unless given.
+            output_attentions, output_hidden_states, return_dict: as in Transformers.
+            extra_queries: further queries of a training step; every (.., Q, ..) that comes out then has them as well.
+
+        Raises:
+            ValueError: neither or both inputs, or shapes that do not fit the model or each other.
+        """
+        config = self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return_dict = config.return_dict if return_dict is None else return_dict
+        if inputs_embeds is None:
+            features, height, width = self._features(pixel_values, pixel_mask)
+        else:
+            features, height, width = self._given_features(pixel_values, inputs_embeds)
+        cell_mask = None  # (B, H, W) True on image
+        if pixel_mask is not None:
+            cell_mask = F.interpolate(pixel_mask[None].float(), size=(height, width))[0].bool()
+        implementation = self._attention_implementation(output_attentions, features.device)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        positions = self.position_embedding(height, width, cell_mask, features.device).to(features.dtype)
+        memory_mask = self._memory_mask(cell_mask, features, features, implementation)
+
+        encoder_states, encoder_attentions = None, None
+        if encoder_outputs is None:
+            memory, encoder_states, encoder_attentions = self.encoder(features, positions, memory_mask, attend)
+        else:
+            memory, encoder_states, encoder_attentions = _unpack_encoder_outputs(encoder_outputs)
+
+        query_positions = self.query_position_embeddings.weight[None].expand(memory.shape[0], -1, -1)
+        if query_positions.dtype != memory.dtype:
+            query_positions = query_positions.to(memory.dtype)  # under autocast
+        queries = torch.zeros_like(query_positions) if decoder_inputs_embeds is None else decoder_inputs_embeds
+        query_mask = _query_mask(decoder_attention_mask, queries, extra_queries)
+        if extra_queries is not None:
+            queries = torch.cat((queries, extra_queries.contents.to(queries.dtype)), dim=1)
+            query_positions = torch.cat((query_positions, extra_queries.positions.to(queries.dtype)), dim=1)
+        states, states_before, self_attentions, cross_attentions = self.decoder(
+            queries,
+            query_positions,
+            memory,
+            positions,
+            query_mask,
+            self._memory_mask(cell_mask, queries, memory, implementation),
+            attend,
+        )
+
+        intermediate = None
+        if config.auxiliary_loss:
+            intermediate = self.decoder.layernorm(torch.stack(states))  # (L, B, Q, D)
+            last = intermediate[-1]
+        else:
+            last = self.decoder.layernorm(states[-1])
+
+        def hidden(before: list[Tensor] | None, final: Tensor) -> tuple[Tensor, ...] | None:
+            return (*before, final) if output_hidden_states and before is not None else None
+
+        def weights(attentions: list[Tensor] | None) -> tuple[Tensor, ...] | None:
+            return tuple(attentions) if output_attentions and attentions is not None else None
+
+        cells_train = self.training and config.encoder_auxiliary_loss
+        output = DetrModelOutput(
+            last_hidden_state=last,
+            decoder_hidden_states=hidden(states_before, last),
+            decoder_attentions=weights(self_attentions),
+            cross_attentions=weights(cross_attentions),
+            encoder_last_hidden_state=memory,
+            encoder_hidden_states=hidden(encoder_states, memory),
+            encoder_attentions=weights(encoder_attentions),
+            intermediate_hidden_states=intermediate,
+            cell_centres_xy=cell_centres_xy(height, width, cell_mask, features.device) if cells_train else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _attention_implementation(self, output_attentions: bool, device: torch.device) -> str:
+        implementation = self.config._attn_implementation
+        if output_attentions:
+            return "eager"  # the others do not return their weights
+        if implementation == "sdpa" and device.type == "cpu" and torch.is_grad_enabled():
+            # The fused kernel's backward pass loses digits on the CPU: gradient norms of the golden cases are off by up
+            # to 2e-3 there, by 4e-5 with the attention written out.
+            return "eager"
+        return implementation
+
+    def _memory_mask(self, cell_mask: Tensor | None, queries: Tensor, memory: Tensor, implementation: str):
+        """Cells on the image (B, H, W) -> the mask that `queries` (B, Q, D) attend to `memory` (B, K, D) with, in the
+        form that the implementation takes; None where nothing is padded."""
+        if cell_mask is None:
+            return None
+        cells = cell_mask.flatten(1)
+        if implementation.startswith(("flash", "flex")):
+            return create_bidirectional_mask(self.config, queries, cells, encoder_hidden_states=memory)
+        return _additive(cells[:, None, None], queries.dtype)  # (B, 1, 1, K)
+
+    def _features(self, pixel_values: Tensor | None, pixel_mask: Tensor | None) -> tuple[Tensor, int, int]:
+        """-> the projected feature map (B, HW, D), H and W."""
+        if pixel_values is None:
+            raise ValueError("Give pixel_values, or inputs_embeds in their place.")
+        channels = self.config.num_channels
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be a floating-point tensor of shape (images, {channels}, height, width), not "
+                f"{pixel_values.dtype} {tuple(pixel_values.shape)}; the image processor makes it, and num_channels of "
+                "the configuration sets the channels."
+            )
+        if pixel_mask is not None and pixel_mask.shape != (pixel_values.shape[0], *pixel_values.shape[2:]):
+            raise ValueError(
+                f"pixel_mask must have the shape {(pixel_values.shape[0], *pixel_values.shape[2:])} of the images, not "
+                f"{tuple(pixel_mask.shape)}."
+            )
+        chunk_size = self.config.chunk_size_backbone
+        features = self.backbone.conv_encoder(pixel_values.to(_dtype(self.backbone)), chunk_size)[-1]
+        feature_map = self.input_projection(features)  # (B, D, H, W)
+        height, width = feature_map.shape[-2:]
+        return feature_map.flatten(2).transpose(1, 2), height, width
+
+    def _given_features(self, pixel_values: Tensor | None, inputs_embeds: Tensor) -> tuple[Tensor, int, int]:
+        if pixel_values is not None:
+            raise ValueError("Both pixel_values and inputs_embeds were given; keep one of them.")
+        side = int(inputs_embeds.shape[1] ** 0.5) if inputs_embeds.ndim == 3 else 0
+        if inputs_embeds.ndim != 3 or side * side != inputs_embeds.shape[1]:
+            raise ValueError(
+                f"inputs_embeds must be a square feature map of shape (images, side * side, {self.config.d_model}), "
+                f"not {tuple(inputs_embeds.shape)}: the sides of another map do not follow from it."
+            )
+        return inputs_embeds, side, side
+
+
+def _make_backbone(config: DetrConfig) -> ConvEncoder:
+    backbone = config.backbone_config
+    on_real_device = torch.empty(0).device.type != "meta"
+    pretrained = config.use_pretrained_backbone and on_real_device and not loading_checkpoint.get()
+    if backbone.model_type == "timm_backbone":
+        encoder = build_timm_backbone(
+            backbone.backbone,
+            in_chans=config.num_channels,
+            out_indices=backbone.out_indices,
+            output_stride=getattr(backbone, "output_stride", None),
+            pretrained=pretrained,
+            timm_kwargs=config.timm_kwargs,
+        )
+    else:
+        encoder = build_transformers_backbone(backbone, (backbone.name_or_path or None) if pretrained else None)
+    num_norms = encoder.freeze_norms() if config.freeze_backbone_norms else 0
+    num_frozen = encoder.freeze(config.freeze_backbone_until)
+    if (num_norms or num_frozen) and not pretrained and not loading_checkpoint.get() and on_real_device:
+        warnings.warn(
+            f"The backbone starts from random weights, with {num_norms} frozen norms and {num_frozen} frozen "
+            "parameters that can never learn. Set use_pretrained_backbone=True, or freeze_backbone_norms=False and "
+            "freeze_backbone_until=None; ignore this if you load weights into the model next.",
+            UserWarning,
+        )
+    return encoder
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bool, True where attended -> 0 there and the least number elsewhere, which also stays finite where a whole row
+    is masked."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def _query_mask(mask: Tensor | None, queries: Tensor, extra_queries: ExtraQueries | None) -> Tensor | None:
+    """(B, Q) or (B, Q, Q), and blocks of extra queries -> what is added to the scores (B, heads, queries, queries)."""
+    batch_size, num_queries = queries.shape[:2]
+    if mask is not None:
+        if mask.shape not in ((batch_size, num_queries), (batch_size, num_queries, num_queries)):
+            raise ValueError(
+                f"decoder_attention_mask must have the shape ({batch_size}, {num_queries}) or "
+                f"({batch_size}, {num_queries}, {num_queries}), not {tuple(mask.shape)}."
+            )
+        mask = mask.bool()[:, None] if mask.ndim == 2 else mask.bool()  # (B, 1 or Q, Q)
+    if extra_queries is not None:
+        allowed = extra_queries.allowed()
+        if mask is not None:
+            allowed[:, :num_queries, :num_queries] &= mask
+        mask = allowed
+    return None if mask is None else _additive(mask[:, None], queries.dtype)
+
+
+def _unpack_encoder_outputs(outputs: BaseModelOutput | tuple[Tensor, ...]):
+    """-> memory, the states before each layer, attentions."""
+    if not isinstance(outputs, BaseModelOutput):
+        names = ("last_hidden_state", "hidden_states", "attentions")
+        outputs = BaseModelOutput(**dict(zip(names, outputs, strict=False)))
+    before = None if outputs.hidden_states is None else list(outputs.hidden_states[:-1])
+    return outputs.last_hidden_state, before, outputs.attentions
 
 
 class DetrForObjectDetection(DetrPreTrainedModel):
@@ -45,7 +546,14 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         self.bbox_predictor = BoxHead(config.d_model)
         self.training_only = _make_training_only(config)
         self.post_init()
+        if self.device.type != "meta":
+            self._start_groups()
         self._leave_training_only_out_of_files()
+
+    @property
+    def criterion(self) -> SetCriterion:
+        """The loss, made from the configuration as it is now; it has no parameters."""
+        return SetCriterion.from_config(self.config)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -58,7 +566,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             kwargs.pop("label2id", None)  # follows from id2label
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._start_fresh_groups()
+        model._start_groups()
         if id2label is not None:
             model.set_classes(id2label)
         elif num_labels not in (None, model.config.num_labels):
@@ -78,12 +586,14 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         config, old = self.config, self.class_labels_classifier
         if id2label != config.id2label:
             shared = shared_classes(config.id2label, id2label)
-            head = nn.Linear(config.d_model, len(id2label) + 1, device=old.weight.device, dtype=old.weight.dtype)
-            keep_rows(old.weight, head.weight, shared)
-            keep_rows(old.bias, head.bias, shared)
-            self.class_labels_classifier = head.train(self.training)
-            if self.training_only is not None:
-                self.training_only.set_classes(len(id2label), shared)
+            count = len(id2label)
+            rows = {**shared, count: old.out_features - 1}  # "no object" comes last
+            self.class_labels_classifier = transferred_linear(old, rows, count + 1)
+            head, queries = (getattr(self.training_only, name, None) for name in ("encoder_head", "queries"))
+            if head is not None:
+                head.classifier = transferred_linear(head.classifier, rows, count + 1)
+            if queries is not None and queries.label_contents is not None:
+                queries.label_contents = transferred_embedding(queries.label_contents, shared, count)
             config.id2label, config.label2id = id2label, {name: index for index, name in id2label.items()}
         else:
             shared = {index: index for index in id2label}
@@ -96,24 +606,24 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         return kept
 
     @torch.no_grad()
-    def set_training_help(
+    def set_training_only(
         self,
         *,
         denoising_queries: int | None = None,
         query_groups: int | None = None,
         encoder_auxiliary_loss: bool | None = None,
     ) -> None:
-        """Changes the help that has parameters of its own in training; what is left out stays. Call it before the
-        optimizer is made. New groups start from the object queries as they are. See `DetrConfig`; ValueError likewise.
-        """
+        """Changes which training-only parts there are; what is left out stays, and so do weights that are there
+        already. Call it before the optimizer is made. New groups start from the object queries as they are. See
+        `DetrConfig`; ValueError likewise."""
         config = self.config
-        wanted = {
+        changes = {
             "denoising_queries": denoising_queries,
             "query_groups": query_groups,
             "encoder_auxiliary_loss": encoder_auxiliary_loss,
         }
-        before = {name: getattr(config, name) for name in wanted}
-        for name, value in wanted.items():
+        before = {name: getattr(config, name) for name in changes}
+        for name, value in changes.items():
             setattr(config, name, before[name] if value is None else value)
         try:
             config.check()
@@ -121,16 +631,19 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             for name, value in before.items():
                 setattr(config, name, value)
             raise
-        self.training_only = _make_training_only(config)
+        old, self.training_only = self.training_only, _make_training_only(config)
         if self.training_only is not None:
-            self.training_only.to(self.device, self.dtype).train(self.training)
+            self.training_only.to(self.device, _dtype(self)).train(self.training)
             self.training_only.apply(self._init_weights)
-            self._start_fresh_groups()
+            _keep_parts(self.training_only, old, config.num_queries)
+            self._start_groups()
         self._leave_training_only_out_of_files()
 
-    def _start_fresh_groups(self) -> None:
+    set_training_help = set_training_only  # its name in 0.1
+
+    def _start_groups(self) -> None:
         if self.training_only is not None and self.training_only.queries is not None:
-            self.training_only.queries.start_fresh_groups_from(self.model.query_position_embeddings.weight)
+            self.training_only.queries.start_groups(self.model.query_position_embeddings.weight)
 
     def _leave_training_only_out_of_files(self) -> None:
         """What `save_pretrained` writes is a plain DETR. Checkpoints to go on from keep the rest beside it:
@@ -138,11 +651,10 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         names = () if self.training_only is None else self.training_only.state_dict()
         self._keys_to_ignore_on_save = {f"training_only.{name}" for name in names}
 
-    @torch.no_grad()
     def resize_queries(self, num_queries: int) -> None:
         super().resize_queries(num_queries)
         if self.config.query_groups > 1:
-            self.set_training_help()  # groups of the new number
+            self.set_training_only()  # groups of the new number
 
     def forward(
         self,
@@ -167,17 +679,17 @@ class DetrForObjectDetection(DetrPreTrainedModel):
                 width, height) in [0, 1] of the visible image. T may be 0. The image processor makes them.
             num_items_in_batch: the *boxes* of the whole optimizer step where several forward passes make one.
             num_images_in_batch, num_matched_in_batch: its images, and those of its boxes that have a query; see
-                `loss.detection_loss`.
+                `loss.SetCriterion`.
             pixel_values and others: see `DetrModel.forward`.
 
         Raises:
-            TypeError, ValueError: inputs or labels that do not fit; the message says where and how to mend it.
+            TypeError, ValueError: inputs or labels that do not fit; the message says where, and the remedy.
         """
         config = self.config
         noised, extra_queries = None, None
         if labels is not None:
-            batch_size = len(labels) if pixel_values is None else len(pixel_values)
-            labels = pack_targets(labels, batch_size, self.device)
+            images = next((x for x in (pixel_values, inputs_embeds) if x is not None), labels)
+            labels = pack_targets(labels, len(images), self.device)
             if self.training and self.training_only is not None and self.training_only.queries is not None:
                 noised, extra_queries = self._extra_queries(labels)
         outputs = self.model(
@@ -199,24 +711,18 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             states = outputs.intermediate_hidden_states
             states = outputs.last_hidden_state[None] if states is None else states
             all_logits, all_boxes = self._heads(states)  # (L, B, Q, .)
-            loss, loss_dict = detection_loss(
+            loss, loss_dict = self.criterion(
                 all_logits,
                 all_boxes,
                 labels,
                 query_groups=1 if extra_queries is None else config.query_groups,
                 noised=noised,
                 cells=self._cells(outputs),
-                class_cost=config.class_cost,
-                bbox_cost=config.bbox_cost,
-                giou_cost=config.giou_cost,
-                bbox_loss_coefficient=config.bbox_loss_coefficient,
-                giou_loss_coefficient=config.giou_loss_coefficient,
-                eos_coefficient=config.eos_coefficient,
                 num_items_in_batch=num_items_in_batch,
                 num_images_in_batch=num_images_in_batch,
                 num_matched_in_batch=num_matched_in_batch,
             )
-            if extra_queries is not None:  # what follows speaks of the object queries
+            if extra_queries is not None:  # the outputs are those of the object queries
                 outputs = _without_extra_queries(outputs, config.num_queries)
                 all_logits, all_boxes = all_logits[:, :, : config.num_queries], all_boxes[:, :, : config.num_queries]
             logits, pred_boxes = all_logits[-1], all_boxes[-1]
@@ -282,7 +788,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         return noised, self.training_only.queries(config.num_queries, len(targets.sizes), **copies)
 
     def _cells(self, outputs: DetrModelOutput) -> CellPredictions | None:
-        """What the encoder's head says, in training; in the weights' own precision, as the other heads."""
+        """The encoder head's predictions, in training; in the weights' own precision, as the other heads."""
         centres_xy = outputs.cell_centres_xy
         if centres_xy is None:
             return None
@@ -294,11 +800,11 @@ class DetrForObjectDetection(DetrPreTrainedModel):
     def _heads(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """(..., Q, D) -> logits (..., Q, C + 1) and boxes (..., Q, 4) in [0, 1].
 
-        In the weights' own precision also under autocast: eight bits of a box's place are a pixel in 256, and the
-        heads cost nothing beside the backbone.
+        In the weights' own precision also under autocast: with eight bits a box lies within a pixel in 256 only, and
+        the heads cost nothing beside the backbone.
         """
         with torch.autocast(states.device.type, enabled=False):
-            states = states.to(self.class_labels_classifier.weight.dtype)
+            states = states.to(_dtype(self.class_labels_classifier))
             return self.class_labels_classifier(states), self.bbox_predictor(states).sigmoid()
 
 
@@ -330,3 +836,27 @@ def _without_extra_queries(outputs: DetrModelOutput, num_queries: int) -> DetrMo
 
 def _shorten(names: list[str], most: int = 10) -> str:
     return ", ".join(names[:most] or ["none"]) + (", ..." if len(names) > most else "")
+
+
+def _keep_parts(new: TrainingOnly, old: TrainingOnly | None, num_queries: int) -> None:
+    """Trained training-only parts stay where both the old and the new model have them."""
+    if old is None:
+        return
+    if None not in (new.encoder_head, old.encoder_head):
+        new.encoder_head = old.encoder_head
+    if None in (new.queries, old.queries):
+        return
+    if None not in (new.queries.label_contents, old.queries.label_contents):
+        new.queries.label_contents, new.queries.box_positions = old.queries.label_contents, old.queries.box_positions
+    if None not in (new.queries.group_positions, old.queries.group_positions):
+        width = new.queries.group_positions.embedding_dim
+        rows, old_rows = (
+            q.group_positions.weight.view(q.num_groups - 1, -1, width) for q in (new.queries, old.queries)
+        )
+        groups, queries = min(len(rows), len(old_rows)), min(num_queries, old_rows.shape[1])
+        rows[:groups, :queries] = old_rows[:groups, :queries]
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    """Of its first floating-point parameter; float32 for a module without, as a quantized layer is."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)

@@ -37,7 +37,7 @@ def test_frozen_features_equal_timms_in_eval_mode(name):
         expected = reference(1.5 * pixel_values)[-1]
         if name.startswith("swin"):
             expected = expected.permute(0, 3, 1, 2)
-        features = ours(1.5 * pixel_values)
+        features = ours(1.5 * pixel_values)[-1]
     assert features.shape == expected.shape
     assert torch.allclose(features, expected, atol=1e-4 * expected.abs().max().item())
 
@@ -102,6 +102,16 @@ def test_norms_can_be_set_free_and_frozen_again():
         assert torch.allclose(model(pixel_values).logits, frozen, atol=1e-4)
 
 
+def test_norms_of_frozen_stages_do_not_train_and_the_file_says_so_too(tmp_path):
+    model = small_model(backbone="resnet18")
+    model.unfreeze_norms()
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert {name.split(".")[4] for name in frozen if ".conv_encoder." in name} == {"conv1", "bn1", "layer1"}
+    model.save_pretrained(tmp_path)
+    again = DetrForObjectDetection.from_pretrained(tmp_path)
+    assert {name for name, p in again.named_parameters() if not p.requires_grad} == frozen
+
+
 def test_live_and_frozen_norms_have_the_same_state_dict():
     frozen, live = small_model(), small_model(freeze_backbone_norms=False)
     assert list(frozen.state_dict()) == list(live.state_dict())
@@ -138,7 +148,7 @@ def test_a_network_of_four_stages_takes_the_default():
 
 
 def test_output_stride_dilates():
-    assert build_timm_backbone("resnet18", output_stride=16)(torch.zeros(1, 3, 64, 96)).shape[-2:] == (4, 6)
+    assert build_timm_backbone("resnet18", output_stride=16)(torch.zeros(1, 3, 64, 96))[-1].shape[-2:] == (4, 6)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from hf_detr.loss import criterion, detection_loss, match, pack_targets
+from hf_detr.loss import HungarianMatcher, SetCriterion, pack_targets
 from tests.small_models import images, small_model, targets
 
 NUM_QUERIES, NUM_LABELS = 9, 5
@@ -40,14 +40,14 @@ def test_predictions_that_are_not_finite_are_a_clear_error(bad, where, counts):
     logits, boxes = (t.detach().clone() for t in predictions())
     {"logits": logits, "boxes": boxes}[where][1, 1, 4, 0] = bad
     with pytest.raises(ValueError, match=r"not finite \(decoder layer 1, image 1 of the batch, query 4.*learning rate"):
-        detection_loss(logits, boxes, targets(*counts))
+        SetCriterion()(logits, boxes, targets(*counts))
 
 
 def test_a_box_without_area_gives_a_finite_loss_and_gradient():
     logits, boxes = predictions()
     labels = targets(2, 1)
     labels[0]["boxes"][0, 2:] = 0
-    loss, _ = detection_loss(logits, boxes, labels)
+    loss, _ = SetCriterion()(logits, boxes, labels)
     loss.backward()
     assert all(t.isfinite().all() for t in (loss, boxes.grad, logits.grad))
 
@@ -56,11 +56,13 @@ def test_a_box_without_area_gives_a_finite_loss_and_gradient():
 def test_matching_and_losses_are_float32_under_autocast(dtype, monkeypatch):
     seen = []
 
-    def spy(logits, boxes, *arguments):
-        seen.append((logits.dtype, boxes.dtype, torch.is_autocast_enabled("cpu")))
-        return match(logits, boxes, *arguments)
+    matcher = HungarianMatcher.__call__
 
-    monkeypatch.setattr(criterion, "match", spy)
+    def spy(self, logits, boxes, targets):
+        seen.append((logits.dtype, boxes.dtype, torch.is_autocast_enabled("cpu")))
+        return matcher(self, logits, boxes, targets)
+
+    monkeypatch.setattr(HungarianMatcher, "__call__", spy)
     model = small_model().train()
     with torch.autocast("cpu", dtype=dtype):
         outputs = model(images((64, 64), (64, 64))[0], labels=targets(2, 3))
@@ -73,15 +75,15 @@ def test_matching_and_losses_are_float32_under_autocast(dtype, monkeypatch):
 def test_half_precision_predictions_lose_nothing_in_the_loss():
     logits, boxes = (t.detach().to(torch.bfloat16) for t in predictions())
     labels = targets(2, 3)
-    half, _ = detection_loss(logits, boxes, labels)
-    full, _ = detection_loss(logits.float(), boxes.float(), labels)
+    half, _ = SetCriterion()(logits, boxes, labels)
+    full, _ = SetCriterion()(logits.float(), boxes.float(), labels)
     assert torch.equal(half, full)
 
 
 def test_the_assignment_is_the_cheapest_of_each_image_and_layer():
     logits, boxes = (t.detach() for t in predictions(batch_size=3))
     packed = pack_targets(targets(4, 0, 12), 3, torch.device("cpu"))
-    matches = match(logits, boxes, packed)
+    matches = HungarianMatcher()(logits, boxes, packed)
     assert matches.query.shape == matches.target.shape == (3, 4 + NUM_QUERIES)
     start = 0
     for image, size in enumerate(packed.sizes):
@@ -120,7 +122,7 @@ def test_no_query_is_compared_with_another_images_objects():
     logits, boxes = (t.detach() for t in predictions(layers=1))
     labels = targets(2, 2)
     labels[1]["boxes"] = boxes[0, 0, :2].clone()
-    matches = match(logits, boxes, pack_targets(labels, 2, torch.device("cpu")))
+    matches = HungarianMatcher()(logits, boxes, pack_targets(labels, 2, torch.device("cpu")))
     assert torch.equal(matches.query // NUM_QUERIES, torch.tensor([[0, 0, 1, 1]]))
 
 
@@ -187,6 +189,6 @@ def test_the_loss_visits_the_host_once(monkeypatch, counts):
 
         monkeypatch.setattr(torch.Tensor, name, counted)
     logits, boxes = predictions()
-    loss, _ = detection_loss(logits, boxes, targets(*counts))
+    loss, _ = SetCriterion()(logits, boxes, targets(*counts))
     loss.backward()
     assert visits == ["cpu"]

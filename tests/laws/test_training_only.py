@@ -158,7 +158,7 @@ def test_new_groups_start_from_the_trained_queries(tmp_path):
     trained = plain.model.query_position_embeddings.weight
     plain.save_pretrained(tmp_path)
     loaded = DetrForObjectDetection.from_pretrained(tmp_path, query_groups=3)
-    plain.set_training_help(query_groups=3)
+    plain.set_training_only(query_groups=3)
     for model in (loaded, plain):
         groups = model.training_only.queries.group_positions.weight.unflatten(0, (2, -1))
         for group in groups:
@@ -182,9 +182,9 @@ def test_other_classes_and_other_numbers_of_queries_go_with_it():
 def test_impossible_numbers_leave_the_model_as_it_was():
     model = small_model(**ALL)
     with pytest.raises(ValueError, match="query_groups=0"):
-        model.set_training_help(query_groups=0)
+        model.set_training_only(query_groups=0)
     assert model.config.query_groups == 3
-    model.set_training_help(denoising_queries=0, query_groups=1, encoder_auxiliary_loss=False)
+    model.set_training_only(denoising_queries=0, query_groups=1, encoder_auxiliary_loss=False)
     assert model.training_only is None
 
 

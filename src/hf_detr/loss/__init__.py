@@ -1,18 +1,18 @@
-"""The bipartite loss: pure functions of tensors."""
+"""The bipartite loss: callables without parameters, and pure functions of tensors."""
 
-from .criterion import detection_loss
+from .criterion import SetCriterion
 from .denoising import NoisedTargets, noise_targets
 from .encoder_loss import CellPredictions
-from .matcher import Matches, match
+from .matcher import HungarianMatcher, Matches
 from .targets import Targets, pack_targets
 
 __all__ = [
     "CellPredictions",
+    "HungarianMatcher",
     "Matches",
     "NoisedTargets",
+    "SetCriterion",
     "Targets",
-    "detection_loss",
-    "match",
     "noise_targets",
     "pack_targets",
 ]

@@ -5,16 +5,17 @@ for layer l has its name with `_l`, the last layer's has none. Everything is flo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..boxes import cxcywh_to_xyxy, giou
+from ..configuration_detr import DetrConfig
 from .denoising import NoisedTargets, denoising_losses
 from .encoder_loss import CellPredictions, encoder_loss
-from .matcher import Matches, match
+from .matcher import HungarianMatcher, Matches
 from .targets import Targets, pack_targets, to_device
 
 # L decoder layers, B images, Q queries, K groups of them, N objects, M matches of one layer, C classes; class C is "no
@@ -36,111 +37,127 @@ class Normalisers:
     images: Tensor | float
 
 
-def detection_loss(
-    logits: Tensor,
-    boxes_cxcywh: Tensor,
-    labels: Sequence[Mapping[str, Tensor]] | Targets,
-    *,
-    query_groups: int = 1,
-    noised: NoisedTargets | None = None,
-    cells: CellPredictions | None = None,
-    class_cost: float = 1.0,
-    bbox_cost: float = 5.0,
-    giou_cost: float = 2.0,
-    bbox_loss_coefficient: float = 5.0,
-    giou_loss_coefficient: float = 2.0,
-    eos_coefficient: float = 0.1,
-    num_items_in_batch: Tensor | int | None = None,
-    num_images_in_batch: Tensor | int | None = None,
-    num_matched_in_batch: Tensor | int | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum to train on, and its parts.
+@dataclass(frozen=True)
+class SetCriterion:
+    """The bipartite loss: matches predictions with objects, then compares the pairs.
 
-    Args:
-        logits: (L, B, Q, C + 1); the last layer's come last. With `query_groups` or `noised` the queries of the further
-            groups follow, then the noised copies: (L, B, K Q + E, C + 1).
-        boxes_cxcywh: (L, B, Q, 4) in [0, 1], likewise.
-        labels: one dict per image, see `pack_targets`; or what that made of them.
-        query_groups: K. Each group is matched on its own; the mean of the further groups' losses is added to the
-            first's.
-        noised: the copies that follow; their loss is added, see `denoising_losses`.
-        cells: what the cells of the encoded feature map say; their loss is added, see `encoder_loss`.
-        num_items_in_batch: objects of the whole optimizer step, over all its micro-batches and processes, where it is
-            more than this one forward pass. The losses of the passes then add up to the step's.
-        num_images_in_batch: the images of that step, for the classification. Left out, they are taken to be as many as
-            the objects suggest.
-        num_matched_in_batch: the objects of that step that have a query: of each image no more than Q. Left out, they
-            are taken to be as large a share of the objects as in this pass.
-
-    Returns:
-        the loss, and a dict of `loss_ce`, `loss_bbox`, `loss_giou` (unweighted), `cardinality_error` and `class_error`
-        (in percent, only of the last layer), the two errors without gradient; names ending in `_l` for the layers
-        before the last. With groups, `loss_groups`, with copies, `loss_denoising`, and with cells, `loss_encoder`:
-        their weighted sums (over layers), as they are in the loss.
-
-    Raises:
-        TypeError, ValueError: see `pack_targets` and `match`.
+    Each layer's loss is `ce + bbox_loss_coefficient * l1 + giou_loss_coefficient * (1 - giou)`, of which the first is a
+    mean over all queries, weighted by `eos_coefficient` where no object is matched, and the others are means over the
+    objects. No parameters; `from_config` makes it from a `DetrConfig`.
     """
-    with torch.autocast(logits.device.type, enabled=False):
-        if logits.dtype != torch.float64:
-            logits, boxes_cxcywh = logits.float(), boxes_cxcywh.float()
-        num_layers, batch_size = logits.shape[:2]
-        num_copies = 0 if noised is None else noised.class_labels.shape[1]
-        num_queries, remainder = divmod(logits.shape[2] - num_copies, query_groups)
-        if remainder:
-            raise ValueError(f"{logits.shape[2] - num_copies} queries do not make query_groups={query_groups} groups.")
-        targets = labels if isinstance(labels, Targets) else pack_targets(labels, batch_size, logits.device)
 
-        # a group is one more set of layers: (K L, B, Q, .), all matched in one visit to the host
-        matched_logits = _groups_as_layers(logits, num_queries, query_groups)
-        matched_boxes = _groups_as_layers(boxes_cxcywh, num_queries, query_groups)
-        matches = match(matched_logits, matched_boxes, targets, class_cost, bbox_cost, giou_cost)
-        normalisers = count_normalisers(
-            targets,
-            num_queries,
-            eos_coefficient,
-            logits.device,
-            num_items_in_batch,
-            num_images_in_batch,
-            num_matched_in_batch,
+    matcher: HungarianMatcher = field(default_factory=HungarianMatcher)
+    bbox_loss_coefficient: float = 5.0
+    giou_loss_coefficient: float = 2.0
+    eos_coefficient: float = 0.1
+
+    @classmethod
+    def from_config(cls, config: DetrConfig) -> "SetCriterion":
+        """With the costs and coefficients of the configuration."""
+        return cls(
+            HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost),
+            config.bbox_loss_coefficient,
+            config.giou_loss_coefficient,
+            config.eos_coefficient,
         )
-        l1, giou_loss = _boxes(matched_boxes, targets, matches)
-        ce = _classification(matched_logits, targets, matches, eos_coefficient)
-        parts = {
-            "loss_ce": ce / normalisers.class_weights,
-            "loss_bbox": l1 / normalisers.boxes,
-            "loss_giou": giou_loss / normalisers.boxes,
-        }  # (K L,) each
 
-        def weighted(parts: dict[str, Tensor]) -> Tensor:
-            return (
-                parts["loss_ce"]
-                + bbox_loss_coefficient * parts["loss_bbox"]
-                + giou_loss_coefficient * parts["loss_giou"]
+    def __call__(
+        self,
+        logits: Tensor,
+        boxes_cxcywh: Tensor,
+        labels: Sequence[Mapping[str, Tensor]] | Targets,
+        *,
+        query_groups: int = 1,
+        noised: NoisedTargets | None = None,
+        cells: CellPredictions | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        num_images_in_batch: Tensor | int | None = None,
+        num_matched_in_batch: Tensor | int | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum to train on, and its parts.
+
+        Args:
+            logits: (L, B, Q, C + 1); the last layer's come last. With `query_groups` or `noised` the queries of the
+                further groups follow, then the denoising queries: (L, B, K Q + E, C + 1).
+            boxes_cxcywh: (L, B, Q, 4) in [0, 1], likewise.
+            labels: one dict per image, see `pack_targets`; or its result.
+            query_groups: K. Each group is matched on its own; the mean of the further groups' losses is added to the
+                first's.
+            noised: the targets of the denoising queries; their loss is added, see `denoising_losses`.
+            cells: predictions of the encoder's head; their loss is added, see `encoder_loss`.
+            num_items_in_batch: objects of the whole optimizer step, over all its micro-batches and processes, where it
+                is more than this one forward pass. The losses of the passes then add up to the step's.
+            num_images_in_batch: the images of that step, for the classification. Left out, they are estimated from the
+                objects.
+            num_matched_in_batch: the objects of that step that have a query: of each image no more than Q. Left out,
+                they are estimated from this pass.
+
+        Returns:
+            the loss, and a dict of `loss_ce`, `loss_bbox`, `loss_giou` (unweighted), `cardinality_error` and
+            `class_error` (in percent, only of the last layer), the two errors without gradient; names ending in `_l`
+            for the layers before the last. With groups `loss_groups`, with denoising queries `loss_denoising`, and with
+            cells `loss_encoder`: their weighted sums (over layers), as they are in the loss.
+
+        Raises:
+            TypeError, ValueError: see `pack_targets` and `HungarianMatcher`.
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            if logits.dtype != torch.float64:
+                logits, boxes_cxcywh = logits.float(), boxes_cxcywh.float()
+            num_layers, batch_size = logits.shape[:2]
+            num_denoising = 0 if noised is None else noised.class_labels.shape[1]
+            num_queries, remainder = divmod(logits.shape[2] - num_denoising, query_groups)
+            if remainder:
+                raise ValueError(
+                    f"{logits.shape[2] - num_denoising} queries do not make query_groups={query_groups} groups."
+                )
+            targets = labels if isinstance(labels, Targets) else pack_targets(labels, batch_size, logits.device)
+
+            # a group is one more set of layers: (K L, B, Q, .), all matched in one visit to the host
+            matched_logits = _groups_as_layers(logits, num_queries, query_groups)
+            matched_boxes = _groups_as_layers(boxes_cxcywh, num_queries, query_groups)
+            matches = self.matcher(matched_logits, matched_boxes, targets)
+            normalisers = count_normalisers(
+                targets,
+                num_queries,
+                self.eos_coefficient,
+                logits.device,
+                num_items_in_batch,
+                num_images_in_batch,
+                num_matched_in_batch,
             )
+            l1, giou_loss = _boxes(matched_boxes, targets, matches)
+            ce = _classification(matched_logits, targets, matches, self.eos_coefficient)
+            parts = {
+                "loss_ce": ce / normalisers.class_weights,
+                "loss_bbox": l1 / normalisers.boxes,
+                "loss_giou": giou_loss / normalisers.boxes,
+            }  # (K L,) each
+            totals = self._weighted(parts)
+            loss = totals[:num_layers].sum()
+            auxiliary = {}
+            if query_groups > 1:
+                auxiliary["loss_groups"] = totals[num_layers:].sum() / (query_groups - 1)
+            if noised is not None:
+                rest = slice(query_groups * num_queries, None)
+                denoised = denoising_losses(logits[:, :, rest], boxes_cxcywh[:, :, rest], noised, normalisers.boxes)
+                auxiliary["loss_denoising"] = self._weighted(denoised).sum()
+            if cells is not None:
+                of_cells = encoder_loss(cells, targets, normalisers.boxes, normalisers.images)
+                auxiliary["loss_encoder"] = self._weighted(of_cells)
 
-        totals = weighted(parts)
-        loss = totals[:num_layers].sum()
-        further = {}
-        if query_groups > 1:
-            further["loss_groups"] = totals[num_layers:].sum() / (query_groups - 1)
-        if noised is not None:
-            copies = slice(query_groups * num_queries, None)
-            mended = denoising_losses(logits[:, :, copies], boxes_cxcywh[:, :, copies], noised, normalisers.boxes)
-            further["loss_denoising"] = weighted(mended).sum()
-        if cells is not None:
-            further["loss_encoder"] = weighted(encoder_loss(cells, targets, normalisers.boxes, normalisers.images))
+            parts["cardinality_error"] = _cardinality_error(matched_logits[:num_layers], targets)
+            last = num_layers - 1
+            loss_dict = {name: values[last] for name, values in parts.items()}
+            loss_dict["class_error"] = _class_error(matched_logits[last], targets, matches, last)
+            for layer in range(last):
+                loss_dict.update({f"{name}_{layer}": values[layer] for name, values in parts.items()})
+            loss_dict.update(auxiliary)
+            return sum(auxiliary.values(), loss), loss_dict
 
-        parts["cardinality_error"] = _cardinality_error(matched_logits[:num_layers], targets)
-        last = num_layers - 1
-        loss_dict = {name: values[last] for name, values in parts.items()}
-        loss_dict["class_error"] = _class_error(matched_logits[last], targets, matches, last)
-        for layer in range(last):
-            loss_dict.update({f"{name}_{layer}": values[layer] for name, values in parts.items()})
-        for name, value in further.items():
-            loss = loss + value
-            loss_dict[name] = value
-    return loss, loss_dict
+    def _weighted(self, parts: dict[str, Tensor]) -> Tensor:
+        boxes = self.bbox_loss_coefficient * parts["loss_bbox"] + self.giou_loss_coefficient * parts["loss_giou"]
+        return parts["loss_ce"] + boxes
 
 
 def count_normalisers(
@@ -213,7 +230,7 @@ def _boxes(boxes_cxcywh: Tensor, targets: Targets, matches: Matches) -> tuple[Te
 def _cardinality_error(logits: Tensor, targets: Targets) -> Tensor:
     """(L,) mean difference between the queries that see an object and the objects there are. To be looked at only."""
     found = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)  # (L, B)
-    there = torch.zeros(logits.shape[1], device=logits.device).index_add_(
+    there = torch.zeros(logits.shape[1], dtype=torch.float32, device=logits.device).index_add_(
         0, targets.image_index, torch.ones_like(targets.class_labels, dtype=torch.float32)
     )
     return (found - there).abs().mean(-1)

@@ -1,8 +1,8 @@
-"""Noised copies of the targets, which the decoder learns to mend (query denoising, Li et al. 2022).
+"""Noised copies of the targets, which the decoder learns to reconstruct (query denoising, Li et al. 2022).
 
-A query that starts from a spoilt box of a known object needs no matching: what it should answer is known from the start
-of the training, when the matching still changes its mind at every step. It teaches the decoder to move a box onto the
-object beside it, which the matched queries then profit from. Only training has such copies.
+A query that starts from a noised box of a known object needs no matching: its target is known from the start of the
+training, when the matching still changes at every step. It teaches the decoder to move a box onto the object beside it,
+which the matched queries then profit from. Only training has such copies.
 """
 
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class NoisedTargets:
     """R copies of every target, image by image, copy by copy; images with fewer targets are filled up.
 
     Attributes:
-        class_labels: (B, E) int64 in [0, C), what a copy should answer.
+        class_labels: (B, E) int64 in [0, C), the targets of the copies.
         boxes_cxcywh: (B, E, 4), likewise.
-        noised_labels: (B, E) int64 in [0, C), what the decoder is told.
+        noised_labels: (B, E) int64 in [0, C), what the decoder gets.
         noised_boxes_cxcywh: (B, E, 4) in [0, 1], likewise.
-        is_real: (B, E) bool, False for what only fills up.
+        is_real: (B, E) bool, False for fillers.
         copy: (E,) int64, the number of the copy, 0 to R - 1.
         copies: R.
     """
@@ -45,7 +45,7 @@ class NoisedTargets:
 def noise_targets(
     targets: Targets, copies: int, num_labels: int, box_noise: float, label_noise: float
 ) -> NoisedTargets:
-    """Spoils `copies` copies of each target.
+    """Adds noise to `copies` copies of each target.
 
     The centre moves, uniformly, by up to `box_noise` of half the box's width and height, and these grow or shrink by up
     to that share; what leaves the image is cut off. With chance `label_noise` the label is replaced by a random one.
@@ -54,11 +54,11 @@ def noise_targets(
     batch_size, device = len(targets.sizes), targets.boxes_cxcywh.device
     fullest = max(1, *targets.sizes) if targets.sizes else 1
     slots = np.concatenate([np.arange(size) + image * fullest for image, size in enumerate(targets.sizes)] or [[]])
-    slots = to_device(slots.astype(np.int64), device)  # (N,) each target's place among B T
+    slots = to_device(slots.astype(np.int64), device)  # (N,) each target's index among B T
 
     labels = torch.zeros(batch_size * fullest, dtype=torch.int64, device=device)
-    labels[slots] = targets.class_labels.clamp(0, num_labels - 1)  # a wrong one is reported by the matcher
-    boxes = torch.full((batch_size * fullest, 4), 0.5, device=device)
+    labels[slots] = targets.class_labels.clamp(0, num_labels - 1)  # an invalid one is reported by the matcher
+    boxes = torch.full((batch_size * fullest, 4), 0.5, dtype=torch.float32, device=device)
     boxes[slots] = targets.boxes_cxcywh
     is_real = torch.zeros(batch_size * fullest, dtype=torch.bool, device=device)
     is_real[slots] = True

@@ -21,7 +21,7 @@ _REACH = 0.5  # a cell lies on an object if its centre is this near to the box's
 
 @dataclass(frozen=True)
 class CellPredictions:
-    """What the encoder head says.
+    """Predictions of the encoder head.
 
     Attributes:
         logits: (B, HW, C + 1).

@@ -1,4 +1,4 @@
-"""The labels of a batch as the loss wants them: all objects in one row, and which image each belongs to."""
+"""The labels of a batch in the form of the loss: all objects in one row, and which image each belongs to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ class Targets:
 def pack_targets(labels: Sequence[Mapping[str, Tensor]], batch_size: int, device: torch.device) -> Targets:
     """Label dicts (`class_labels` (T,), `boxes` (T, 4) cxcywh in [0, 1]; other keys are ignored) -> `Targets`.
 
-    Only what the host knows is checked here (types, keys, shapes). Values are checked in `match`, where they come to
-    the host anyway.
+    Only what the host knows is checked here (types, keys, shapes). Values are checked in `HungarianMatcher`, where they
+    come to the host anyway.
 
     Raises:
         TypeError: not a list of dicts of tensors.
@@ -53,7 +53,8 @@ def pack_targets(labels: Sequence[Mapping[str, Tensor]], batch_size: int, device
     sizes = tuple(len(label["class_labels"]) for label in labels)
     image_index = to_device(np.repeat(np.arange(batch_size), sizes), device)
     if not labels:
-        return Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), image_index, sizes)
+        nothing = torch.zeros(0, dtype=torch.int64, device=device)
+        return Targets(nothing, torch.zeros(0, 4, dtype=torch.float32, device=device), image_index, sizes)
     return Targets(
         class_labels=torch.cat([label["class_labels"] for label in labels]).to(device, torch.int64, non_blocking=True),
         boxes_cxcywh=torch.cat([label["boxes"].reshape(-1, 4) for label in labels]).to(

@@ -1,91 +1,87 @@
-"""A frozen norm after a convolution is one more scale and shift of its output, so it can be done to the weights.
+"""Frozen norms folded into the convolutions before them: a step that is taken for inference, and taken back.
 
-`norm(conv(x, w)) = conv(x, scale * w) + shift`: the weights are far smaller than the feature maps, in training too,
-where the weight's gradient still passes through the scale. Names and values in the state dict stay as they were.
-
-The result is equal but for rounding. Rounding moves some activations across a ReLU's corner, and with them single
-gradient norms by more than 1e-4; so gradients in eval mode, which nobody waits for, are computed in the published
-order.
+`norm(conv(x, w)) = conv(x, scale * w) + shift`, so a convolution with other weights and a bias does both. The result is
+equal but for rounding. A folded network is made of PyTorch's own modules; `print` shows them.
 """
 
+from copy import deepcopy
+
 import torch
-import torch.nn.functional as F
 from timm.layers import Conv2dSame
-from timm.layers.padding import pad_same
-from torch import Tensor, fx, nn
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .frozen_norm import FrozenBatchNorm2d
 
-
-class FoldedConv2d(nn.Conv2d):
-    """A convolution that also does the frozen norm behind it. The norm keeps its numbers and its activation."""
-
-    def does_the_norm(self) -> bool:
-        return self.training or not torch.is_grad_enabled()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.does_the_norm():
-            return self._convolve(x, self.weight, self.bias)
-        return self._convolve(x, *self.folded())
-
-    @property
-    def norm_behind(self) -> FrozenBatchNorm2d:
-        return self.__dict__["norm"]
-
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias that do the norm as well."""
-        scale, shift = self.norm_behind.scale_and_shift()
-        weight = (self.weight * scale.view(-1, 1, 1, 1)).to(self.weight.dtype)
-        bias = shift if self.bias is None else shift + self.bias * scale
-        return weight, bias.to(weight.dtype)
-
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(x, weight, bias)
+# A subclass of Conv2d may do anything in its forward pass; these are known to use weight and bias as Conv2d does.
+_FOLDABLE = (nn.Conv2d, Conv2dSame)
 
 
-class FoldedConv2dSame(FoldedConv2d):
-    """The same with the padding of TensorFlow, which depends on the size of the input."""
+def fold_norms(network: nn.Module) -> dict[str, nn.Module]:
+    """Folds every frozen norm below `network` that alone reads the output of one convolution, in place.
 
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x = pad_same(x, self.weight.shape[-2:], self.stride, self.dilation)
-        return F.conv2d(x, weight, bias, self.stride, (0, 0), self.dilation, self.groups)
+    The convolution becomes one with a bias, without gradients; of the norm its dropout and activation stay. A pair is
+    left as it is where that would lose something: modules of another type (adapters, quantized layers, wrappers),
+    hooks, weights that are not in memory, or a forward pass that `torch.fx` cannot trace.
 
-
-_FOLDED = {nn.Conv2d: FoldedConv2d, Conv2dSame: FoldedConv2dSame}
-_PLAIN = {folded: plain for plain, folded in _FOLDED.items()}
-
-
-def fold_norms(module: nn.Module) -> int:
-    """Folds every frozen norm below `module` that reads the output of one convolution, which nothing else reads.
-
-    Which ones do is read from the program of each part. A part whose program cannot be traced keeps its norms as they
-    are, which is slower and gives the same. In place; returns how many were folded.
+    Returns the replaced modules by name, which `unfold_norms` takes.
     """
-    count = 0
-    for part in list(module.modules()):
-        children = dict(part.named_children())
-        if not any(isinstance(child, FrozenBatchNorm2d) for child in children.values()):
+    replaced: dict[str, nn.Module] = {}
+    for prefix, part in list(network.named_modules()):
+        if not any(isinstance(child, FrozenBatchNorm2d) for child in part.children()):
             continue
-        for convolution, norm in _pairs(part):
-            if norm.folded_into is not None or type(convolution) not in _FOLDED:
-                continue
-            convolution.__class__ = _FOLDED[type(convolution)]
-            # past nn.Module's registration: both are children already, elsewhere
-            convolution.__dict__["norm"] = norm
-            norm.__dict__["folded_into"] = convolution
-            count += 1
-    return count
+        for convolution_name, norm_name in _pairs(part):
+            convolution, norm = part.get_submodule(convolution_name), part.get_submodule(norm_name)
+            if type(convolution) in _FOLDABLE and type(norm) is FrozenBatchNorm2d and _is_plain(convolution, norm):
+                part.set_submodule(convolution_name, _folded(convolution, norm))
+                part.set_submodule(norm_name, _rest_of(norm))
+                prefixed = f"{prefix}." if prefix else ""
+                replaced[prefixed + convolution_name], replaced[prefixed + norm_name] = convolution, norm
+    return replaced
 
 
-def unfold_norms(module: nn.Module) -> int:
-    """Takes every fold below `module` back, in place; returns how many."""
-    count = 0
-    for part in module.modules():
-        if type(part) in _PLAIN:
-            del part.__dict__.pop("norm").__dict__["folded_into"]
-            part.__class__ = _PLAIN[type(part)]
-            count += 1
-    return count
+def unfold_norms(network: nn.Module, replaced: dict[str, nn.Module]) -> None:
+    """Puts back what `fold_norms` replaced, on the device and in the dtype that the network has by now."""
+    for name, module in replaced.items():
+        reference = next(network.get_submodule(name).parameters(), None)
+        if reference is not None:  # a convolution; the norm behind it follows in the dictionary
+            device, dtype = reference.device, reference.dtype
+        network.set_submodule(name, module.to(device, dtype).train(network.training))
+
+
+@torch.no_grad()
+def _folded(convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> nn.Conv2d:
+    dtype = convolution.weight.dtype
+    at_least_float32 = torch.promote_types(dtype, torch.float32)
+    weight, bias, mean, variance, scale, shift = (
+        None if tensor is None else tensor.detach().to(at_least_float32)
+        for tensor in (
+            convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias
+        )
+    )  # fmt: skip
+    weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
+    folded = deepcopy(convolution)
+    folded.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    folded.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    return folded
+
+
+def _rest_of(norm: FrozenBatchNorm2d) -> nn.Module:
+    rest = [part for part in (norm.drop, norm.act) if not isinstance(part, nn.Identity)]
+    return rest[0] if len(rest) == 1 else nn.Sequential(*rest) if rest else nn.Identity()
+
+
+def _is_plain(*modules: nn.Module) -> bool:
+    """Whether modules do what their class says, with weights in memory."""
+    return not any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)  # replaced on the instance, as offloading does
+        or any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+        for module in modules
+    )
 
 
 class _ChildrenAreLeaves(fx.Tracer):
@@ -93,26 +89,26 @@ class _ChildrenAreLeaves(fx.Tracer):
         return True
 
 
-def _pairs(part: nn.Module) -> list[tuple[nn.Module, FrozenBatchNorm2d]]:
+def _pairs(part: nn.Module) -> list[tuple[str, str]]:
+    """Names of each convolution and the norm that alone reads its output, from the program of one module."""
     try:
         graph = _ChildrenAreLeaves().trace(part)
     except Exception:  # whatever its program does; a norm that is not folded is still right
         return []
-    children = dict(part.named_modules())
     calls = [node for node in graph.nodes if node.op == "call_module"]
     targets = [node.target for node in calls]
     pairs = []
     for node in calls:
         source = node.args[0] if node.args else None
         if (
-            isinstance(children[node.target], FrozenBatchNorm2d)
+            isinstance(part.get_submodule(node.target), FrozenBatchNorm2d)
             and isinstance(source, fx.Node)
             and source.op == "call_module"
             and len(source.users) == 1
             and targets.count(node.target) == targets.count(source.target) == 1
         ):
-            convolution = children[source.target]
-            while isinstance(convolution, nn.Sequential):  # a stem of several convolutions
-                convolution = convolution[-1]
-            pairs.append((convolution, children[node.target]))
+            name = source.target
+            while isinstance(part.get_submodule(name), nn.Sequential):  # a stem of several convolutions
+                name = f"{name}.{len(part.get_submodule(name)) - 1}"
+            pairs.append((name, node.target))
     return pairs

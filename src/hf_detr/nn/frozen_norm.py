@@ -16,9 +16,6 @@ class FrozenBatchNorm2d(nn.Module):
     (`BatchNormAct2d`), so that nothing of them is lost. All four vectors are buffers: no optimizer sees them.
     """
 
-    # The convolution that may do this norm's scale and shift (see `folding`); not a child, it is one elsewhere.
-    folded_into: nn.Module | None = None
-
     def __init__(
         self, num_features: int, eps: float = 1e-5, drop: nn.Module | None = None, act: nn.Module | None = None
     ):
@@ -33,20 +30,8 @@ class FrozenBatchNorm2d(nn.Module):
         self.act = act if act is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.folded_into is None or not self.folded_into.does_the_norm():
-            x = F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
-            )
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
         return self.act(self.drop(x))
-
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """(C,) and (C,), at least float32: the norm is `x * scale + shift`."""
-        dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        weight, bias, mean, variance = (
-            t.to(dtype) for t in (self.weight, self.bias, self.running_mean, self.running_var)
-        )
-        scale = weight * (variance + self.eps).rsqrt()
-        return scale, bias - mean * scale
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         state_dict.pop(f"{prefix}num_batches_tracked", None)  # a live norm's counter

@@ -23,8 +23,12 @@ class SinePositionEmbedding(nn.Module):
     def forward(self, height: int, width: int, mask: Tensor | None, device: torch.device) -> Tensor:
         """`mask` (B, H, W) bool, True on image, or None where nothing is padded -> (B or 1, HW, D) float32."""
         if mask is None:
-            rows = self._waves(torch.arange(1, height + 1, device=device) / (height + 1e-6))  # (H, D/2)
-            columns = self._waves(torch.arange(1, width + 1, device=device) / (width + 1e-6))  # (W, D/2)
+            rows = self._waves(
+                torch.arange(1, height + 1, dtype=torch.float32, device=device) / (height + 1e-6)
+            )  # (H, D/2)
+            columns = self._waves(
+                torch.arange(1, width + 1, dtype=torch.float32, device=device) / (width + 1e-6)
+            )  # (W, D/2)
             rows = rows[:, None].expand(height, width, -1)
             columns = columns[None].expand(height, width, -1)
             return torch.cat((rows, columns), dim=-1).flatten(0, 1)[None]

@@ -7,10 +7,9 @@ to values; the decoder sees all its queries at once; and each decoder layer's st
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-
-from .dropout import dropout as drop
 
 # B images, K cells of the feature map, Q queries, D channels, N heads
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
@@ -34,7 +33,7 @@ def eager_attention(
     scores = (query * scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = drop(scores.softmax(dim=-1), dropout, module.training)
+    weights = F.dropout(scores.softmax(dim=-1), dropout, module.training)
     return (weights @ value).transpose(1, 2), weights
 
 
@@ -68,10 +67,6 @@ class Attention(nn.Module):
         )
         return self.out_proj(output.flatten(2)), weights
 
-    def of_equal_values(self, value: Tensor) -> Tensor:
-        """What comes out where all values are `value` (D,): weights sum to 1, so queries and keys do not matter."""
-        return self.out_proj(self.v_proj(value))
-
     def _heads(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, N, ., D/N)
 
@@ -89,13 +84,11 @@ class _Layer(GradientCheckpointingLayer):
         self.final_layer_norm = nn.LayerNorm(d_model)
 
     def _feed_forward(self, states: Tensor) -> Tensor:
-        inner = self.fc1(states)
-        inner = inner.relu_() if isinstance(self.activation, nn.ReLU) else self.activation(inner)
-        inner = drop(inner, self.activation_dropout, self.training)
+        inner = F.dropout(self.activation(self.fc1(states)), self.activation_dropout, self.training)
         return self.final_layer_norm(states + self._drop(self.fc2(inner)))
 
     def _drop(self, states: Tensor) -> Tensor:
-        return drop(states, self.dropout, self.training)
+        return F.dropout(states, self.dropout, self.training)
 
 
 class EncoderLayer(_Layer):
@@ -110,8 +103,8 @@ class EncoderLayer(_Layer):
         self, states: Tensor, positions: Tensor, mask: Tensor | None, attend: AttentionFunction
     ) -> tuple[Tensor, Tensor | None]:
         """(B, K, D) -> (B, K, D) and the attention weights where `attend` gives them."""
-        placed = states + positions
-        attended, weights = self.self_attn(placed, placed, states, mask, attend)
+        with_positions = states + positions
+        attended, weights = self.self_attn(with_positions, with_positions, states, mask, attend)
         states = self.self_attn_layer_norm(states + self._drop(attended))
         return self._feed_forward(states), weights
 
@@ -128,28 +121,20 @@ class DecoderLayer(_Layer):
 
     def forward(
         self,
-        states: Tensor | None,
+        states: Tensor,
         query_positions: Tensor,
         memory: Tensor,
-        placed_memory: Tensor,
+        memory_with_positions: Tensor,
         query_mask: Tensor | None,
         memory_mask: Tensor | None,
         attend: AttentionFunction,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(B, Q, D) -> (B, Q, D), self-attention weights and cross-attention weights where `attend` gives them.
-
-        None for `states` stands for zeros, and is quicker: the self-attention then says the same to each query. Not for
-        training with dropout, nor where its weights are wanted.
-        """
-        if states is None:
-            zeros = query_positions.new_zeros(query_positions.shape[-1])
-            states, self_weights = self.self_attn_layer_norm(self.self_attn.of_equal_values(zeros)), None
-        else:
-            placed = states + query_positions
-            attended, self_weights = self.self_attn(placed, placed, states, query_mask, attend)
-            states = self.self_attn_layer_norm(states + self._drop(attended))
+        """(B, Q, D) -> (B, Q, D), self-attention weights and cross-attention weights where `attend` gives them."""
+        with_positions = states + query_positions
+        attended, self_weights = self.self_attn(with_positions, with_positions, states, query_mask, attend)
+        states = self.self_attn_layer_norm(states + self._drop(attended))
         attended, cross_weights = self.encoder_attn(
-            states + query_positions, placed_memory, memory, memory_mask, attend
+            states + query_positions, memory_with_positions, memory, memory_mask, attend
         )
         states = self.encoder_attn_layer_norm(states + self._drop(attended))
         return self._feed_forward(states), self_weights, cross_weights
@@ -188,7 +173,7 @@ class Decoder(nn.Module):
 
     def forward(
         self,
-        states: Tensor | None,
+        states: Tensor,
         query_positions: Tensor,
         memory: Tensor,
         positions: Tensor,
@@ -198,16 +183,15 @@ class Decoder(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None], list[Tensor | None]]:
         """(B, Q, D) -> the states after each layer (not normed), those before each, self- and cross-attention weights.
 
-        None for `states` stands for zeros, see `DecoderLayer`. The next layer reads the state itself: only the copy for
-        the heads is normed, by `layernorm`, by the caller.
+        The next layer reads the state itself: only the copy for the heads is normed, by `layernorm`, by the caller.
         """
-        placed_memory = memory + positions  # the same keys for every layer
+        memory_with_positions = memory + positions  # the same keys for every layer
         after, before, self_attentions, cross_attentions = [], [], [], []
         for layer in self.layers:
             before.append(states)
             if not (self.training and _skips(self.layerdrop)):
                 states, self_weights, cross_weights = layer(
-                    states, query_positions, memory, placed_memory, query_mask, memory_mask, attend
+                    states, query_positions, memory, memory_with_positions, query_mask, memory_mask, attend
                 )
                 self_attentions.append(self_weights)
                 cross_attentions.append(cross_weights)
@@ -224,4 +208,4 @@ def _xavier_linear(inputs: int, outputs: int, gain: float = 1.0, without_bias: b
 
 
 def _skips(chance: float) -> bool:
-    return chance > 0 and torch.rand(()).item() < chance  # drawn on the host: no device is waited for
+    return chance > 0 and torch.rand((), device="cpu").item() < chance  # drawn on the host: no device is waited for

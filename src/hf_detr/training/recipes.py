@@ -47,7 +47,7 @@ def apply_recipe(model: nn.Module, recipe: str | None, **wishes: Any) -> dict[st
     wanted = {} if recipe is None else {name: getattr(RECIPES[recipe], name) for name in MODEL_SETTINGS}
     wanted |= {name: value for name, value in wishes.items() if value is not None}
     config = model.config
-    if not hasattr(model, "set_training_help"):
+    if not hasattr(model, "set_training_only"):
         asked = {name: value for name, value in wanted.items() if value != getattr(Recipe(), name)}
         if asked:
             raise TypeError(
@@ -55,7 +55,7 @@ def apply_recipe(model: nn.Module, recipe: str | None, **wishes: Any) -> dict[st
             )
         return {}
     if any(getattr(config, name) != value for name, value in wanted.items()):
-        model.set_training_help(**wanted)
+        model.set_training_only(**wanted)
     return {name: getattr(config, name) for name in MODEL_SETTINGS}
 
 

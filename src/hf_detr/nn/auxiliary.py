@@ -1,9 +1,10 @@
-"""Queries that only training has, beside the object queries: further groups of them, and noised copies of the targets.
+"""All that only training has beside a plain DETR: further queries for the decoder, and a head on the encoder.
 
-They pass through the same decoder in the same call, in blocks that do not see each other, so the object queries compute
-what they would alone. At inference nothing of this is left: the checkpoint is a plain DETR.
+Its parameters belong to a training's checkpoints; no exported file holds them. Further queries pass through the same
+decoder in the same call, in blocks that do not see each other, so the object queries compute what they would alone.
 
-Groups: Chen et al., Group DETR, 2022. Denoising: Li et al., DN-DETR, 2022, here with plain DETR's positions.
+Groups of queries: Chen et al., Group DETR, 2022. Denoising: Li et al., DN-DETR, 2022, here with plain DETR's positions.
+A loss for the encoder's cells: see `loss.encoder_loss`.
 """
 
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .heads import BoxHead
 from .position_embedding import sine_waves
 
-# B images, Q object queries, K groups of them (the first is the model's own), E noised copies, D channels
+# B images, HW cells, Q object queries, K groups of them (the first is the model's own), E denoising queries, D
+# channels, C classes
 
 _WAVES = 64  # sines and cosines for each of a box's four numbers
 
@@ -37,7 +40,7 @@ class ExtraQueries:
 
 
 class TrainingQueries(nn.Module):
-    """Makes them. Its parameters belong to the training's checkpoint alone."""
+    """Makes the further queries of a training step."""
 
     def __init__(self, d_model: int, num_queries: int, num_groups: int, num_labels: int, denoises: bool):
         super().__init__()
@@ -45,7 +48,7 @@ class TrainingQueries(nn.Module):
         self.group_positions, self.label_contents, self.box_positions = None, None, None
         if num_groups > 1:
             self.group_positions = nn.Embedding((num_groups - 1) * num_queries, d_model)
-            self.group_positions.notes_start = True
+            self.group_positions.starts_at_zero = True  # which stands for "not started": see `start_groups`
         if denoises:
             self.label_contents = nn.Embedding(num_labels, d_model)
             self.box_positions = nn.Sequential(nn.Linear(4 * _WAVES, d_model), nn.ReLU(), nn.Linear(d_model, d_model))
@@ -60,7 +63,7 @@ class TrainingQueries(nn.Module):
         is_real: Tensor | None = None,
     ) -> ExtraQueries:
         """`noised_labels` (B, E), `noised_boxes_cxcywh` (B, E, 4), `copy` (E,) and `is_real` (B, E) as in
-        `loss.denoising.NoisedTargets`, where there are copies."""
+        `loss.denoising.NoisedTargets`, where there are denoising queries."""
         device = next(self.parameters()).device
         contents, positions = [], []
         block = [torch.arange(self.num_groups, device=device).repeat_interleave(num_queries).expand(batch_size, -1)]
@@ -76,22 +79,42 @@ class TrainingQueries(nn.Module):
         return ExtraQueries(torch.cat(contents, 1), torch.cat(positions, 1), torch.cat(block, 1))
 
     @torch.no_grad()
-    def start_fresh_groups_from(self, query_positions: Tensor) -> None:
-        """Groups that no checkpoint brought become copies of the trained queries (Q, D), a little apart, since equal
+    def start_groups(self, query_positions: Tensor) -> None:
+        """Rows of groups that are still zero become copies of the object queries (Q, D), a little apart, since equal
         groups would stay equal."""
-        if self.group_positions is not None and getattr(self.group_positions, "started_fresh", False):
-            copies = query_positions.repeat(self.num_groups - 1, 1)
-            apart = torch.randn_like(copies) * (0.1 * query_positions.std())
-            self.group_positions.weight.copy_(copies + apart)
-            self.group_positions.started_fresh = False
-
-    @torch.no_grad()
-    def set_classes(self, num_labels: int, shared: dict[int, int]) -> None:
-        """Makes the contents for other classes; `shared`, new id -> old id, says which stay."""
-        if self.label_contents is None:
+        if self.group_positions is None:
             return
-        old = self.label_contents.weight
-        new = nn.Embedding(num_labels, old.shape[1], device=old.device, dtype=old.dtype)
-        for new_index, old_index in shared.items():
-            new.weight[new_index] = old[old_index]
-        self.label_contents = new
+        rows = self.group_positions.weight
+        is_unset = (rows == 0).all(1, keepdim=True)
+        copies = query_positions.repeat(self.num_groups - 1, 1)
+        apart = torch.randn_like(copies) * (0.1 * query_positions.std())
+        rows.copy_(torch.where(is_unset, copies + apart, rows))
+
+
+class EncoderHead(nn.Module):
+    """A class and a box for every cell of the encoded feature map: what object it lies on.
+
+    From it the encoder and the backbone learn without waiting for the decoder.
+    """
+
+    def __init__(self, d_model: int, num_labels: int):
+        super().__init__()
+        self.classifier = nn.Linear(d_model, num_labels + 1)  # and "no object"
+        self.box = BoxHead(d_model)
+
+    def forward(self, memory: Tensor, centres_xy: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, HW, D) and the cells' centres (B or 1, HW, 2) in [0, 1] of the visible image -> logits (B, HW, C + 1) and
+        boxes cxcywh (B, HW, 4) in [0, 1], whose centres are predicted from the cell's."""
+        memory = memory.to(self.classifier.weight.dtype)
+        box = self.box(memory)
+        from_cell = box[..., :2] + torch.logit(centres_xy, eps=1e-3)
+        return self.classifier(memory), torch.cat((from_cell, box[..., 2:]), dim=-1).sigmoid()
+
+
+class TrainingOnly(nn.Module):
+    """Both; None where training does without."""
+
+    def __init__(self, queries: TrainingQueries | None, encoder_head: EncoderHead | None):
+        super().__init__()
+        self.queries = queries
+        self.encoder_head = encoder_head
