@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from copy import deepcopy
 
 import pytest
 import torch
@@ -134,6 +135,8 @@ def test_every_stock_output_has_stocks_name_place_and_value(ours_in_stock):
     pixel_values, pixel_mask = images(*PADDED)
     arguments = {"output_attentions": True, "output_hidden_states": True}
     with torch.no_grad():
+        # in float64: attention weights of random models depend on the order of float32 sums, and so on the processor
+        ours, stock, pixel_values = deepcopy(ours).double(), stock.double(), pixel_values.double()
         mine, theirs = (model(pixel_values, pixel_mask, **arguments) for model in (ours, stock))
         as_tuple = ours(pixel_values, pixel_mask, **arguments, return_dict=False)
     assert list(mine.keys()) == list(theirs.keys())
@@ -162,7 +165,7 @@ def test_the_losses_equal_stocks_without_auxiliary_ones(ours_in_stock):
 
 
 def test_defect_1_is_still_there_stocks_auxiliary_loss_changes_its_logits(ours_in_stock):
-    # when this fails, stock has been mended and the table of differences wants a change
+    # when this fails, stock has been corrected and the table of differences has to change
     ours, folder, _, _ = ours_in_stock
     broken = transformers.DetrForObjectDetection.from_pretrained(folder, auxiliary_loss=True).eval()
     assert max(differences(ours, broken, SINGLE)) > 1e-3
@@ -188,6 +191,7 @@ def test_the_saved_configuration_keeps_what_stock_does_not_know_in_one_block(tmp
         "denoising_label_noise": 0.2,
         "query_groups": 1,
         "encoder_auxiliary_loss": False,
+        "chunk_size_backbone": 0,
     }
     assert written["architectures"] == ["DetrForObjectDetection"]
     with warnings.catch_warnings():
