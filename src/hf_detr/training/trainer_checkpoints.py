@@ -6,7 +6,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..checkpoints.card_facts import base_of, card_facts
 from ..checkpoints.model_card import model_card
+from ..checkpoints.stock_check import StockCheck
 from .checkpoint_folders import TRAINED_WEIGHTS, TRAINING_ONLY
 
 
@@ -41,7 +43,7 @@ class CheckpointMixin:
         if self._average is None and saved.exists() != (helpers is not None):
             was = "with" if saved.exists() else "without"
             raise ValueError(
-                f"{resume_from_checkpoint} was saved {was} training-only help; resume {was} it (see recipe)."
+                f"{resume_from_checkpoint} was saved {was} training-only parameters; resume {was} it (see recipe)."
             )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._average is not None:
@@ -54,13 +56,19 @@ class CheckpointMixin:
         """Writes README.md into the output folder: recipe, model, and the AP of the last evaluation."""
         if not self.is_world_process_zero():
             return
-        args, config = self.args, self.model.config
+        args = self.args
         name = model_name or (args.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1]
-        facts = {
-            "name": name,
-            "repo_id": args.hub_model_id or name,
-            "license": license,
-            "recipe": {
+        base_model, started_from = base_of(getattr(self.model, "name_or_path", None))
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # and this is one process of them
+        facts = card_facts(
+            self.model,
+            name,
+            args.hub_model_id,
+            StockCheck("unchecked", reason="its weights were spread over processes") if is_sharded else None,
+            license=license,
+            base_model=base_model,
+            recipe={
+                "started from": started_from,
                 "epochs": f"{self.state.epoch or 0:g} ({self.state.global_step:,} steps)",
                 "images a step": self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
                 "learning rate": args.told_rates,
@@ -68,12 +76,9 @@ class CheckpointMixin:
                 "gradients clipped at": f"{args.max_grad_norm:g}",
                 "seed": args.seed,
             },
-            "model": {
-                "backbone": getattr(config.backbone_config, "backbone", config.backbone_config.model_type),
-                "queries": config.num_queries,
-                "classes": ", ".join(config.id2label.values()),
-            },
-        }
+        )
         if self.evaluator is not None and len(self.evaluator):
             facts["evaluation"] = {"split": "evaluation", "metrics": self.evaluator.compute()}
+            if self.state.best_model_checkpoint:
+                facts["evaluation"]["selection_split"] = "evaluation"
         Path(args.output_dir, "README.md").write_text(model_card(facts), encoding="utf-8")
