@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from .checkpoints.original import load_original
-from .checkpoints.surgery import keep_rows, shared_classes
+from .checkpoints.surgery import shared_classes, transferred_linear
 from .configuration_detr import DetrConfig
 from .loss import CellPredictions, NoisedTargets, Targets, detection_loss, noise_targets, pack_targets
 from .modeling_base import DetrPreTrainedModel, loading_checkpoint
@@ -78,10 +78,8 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         config, old = self.config, self.class_labels_classifier
         if id2label != config.id2label:
             shared = shared_classes(config.id2label, id2label)
-            head = nn.Linear(config.d_model, len(id2label) + 1, device=old.weight.device, dtype=old.weight.dtype)
-            keep_rows(old.weight, head.weight, shared)
-            keep_rows(old.bias, head.bias, shared)
-            self.class_labels_classifier = head.train(self.training)
+            rows = {**shared, len(id2label): old.out_features - 1}  # and "no object"
+            self.class_labels_classifier = transferred_linear(old, rows, len(id2label) + 1)
             if self.training_only is not None:
                 self.training_only.set_classes(len(id2label), shared)
             config.id2label, config.label2id = id2label, {name: index for index, name in id2label.items()}

@@ -20,7 +20,7 @@ FACTS = {
     "dataset": {"name": "BCCD", "splits": {"train": {"images": 1205, "objects": 2805}}},
     "recipe": {"epochs": 3},
     "evaluation": {"split": "test", "metrics": METRICS},
-    "pictures": {"predictions.png": "Some pictures."},
+    "figures": {"predictions.png": "Some images."},
     "threshold": 0.7,
 }
 
@@ -45,7 +45,7 @@ def test_body_tells_data_recipe_results_and_both_ways_to_use_it():
     _, body = parts(model_card(FACTS))
     for needed in (
         "| AP50 | 0.812 |", "| AP small (up to 32 x 32 px) | - |", "| a\\|b | 0.500 | 0.800 | 9 |",
-        "| train | 1,205 | 2,805 |", "| epochs | 3 |", "![Some pictures.](predictions.png)",
+        "| train | 1,205 | 2,805 |", "| epochs | 3 |", "![Some images.](predictions.png)",
         'from_pretrained("somebody/cells")', 'pipeline("object-detection", model="somebody/cells")', "threshold=0.7",
     ):  # fmt: skip
         assert needed in body

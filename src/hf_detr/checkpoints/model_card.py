@@ -13,7 +13,7 @@ from .stock_check import StockCheck
 
 _FACTS = (
     "name", "repo_id", "license", "base_model", "stock", "classes", "dataset", "model", "recipe", "evaluation",
-    "pictures", "threshold", "versions",
+    "figures", "threshold", "versions",
 )  # fmt: skip
 _METRICS = {
     "map": "AP (IoU 0.50 to 0.95)",
@@ -40,7 +40,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
     - `model`, `recipe`, `versions`: {what: value}, each a table of two columns;
     - `evaluation`: {"split", "metrics": what `CocoEvaluator.compute()` gives, "selection_split": the one by which the
       best epoch was chosen, if any was};
-    - `pictures`: {file beside the card: caption}; `threshold`: of the score in the snippets (default 0.5).
+    - `figures`: {file beside the card: caption}; `threshold`: of the score in the snippets (default 0.5).
 
     Raises ValueError for a fact of another name, or without `name`.
     """
@@ -53,7 +53,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         f"# {facts['name']}",
         _introduction(facts),
         *_evaluation(facts),
-        *(f"![{caption}]({file})\n\n*{caption}*" for file, caption in (facts.get("pictures") or {}).items()),
+        *(f"![{caption}]({file})\n\n*{caption}*" for file, caption in (facts.get("figures") or {}).items()),
         _usage(facts),
         *_data(facts),
         *_two_columns("Recipe", facts.get("recipe")),

@@ -21,19 +21,19 @@ from hf_detr.visualization import plot_curves, save_detections_grid
 from ._run_settings import SETTINGS, settings_of
 from ._training import Splits
 
-_THRESHOLD = 0.5  # of the pictures, and of the snippets in the card
-_NUM_PICTURES = 9
+_THRESHOLD = 0.5  # of the figure, and of the snippets in the card
+_NUM_IMAGES = 9
 
 
 def write_run_folder(
     args: argparse.Namespace, trainer: DetrTrainer, processor: DetrImageProcessor, splits: Splits, report: Report | None
 ) -> None:
-    """Evaluates the trained model, and writes model, processor, metrics, curves, pictures, card; prints the table."""
+    """Evaluates the trained model, and writes model, processor, metrics, figures and card; prints the table."""
     folder = args.output
     history = list(trainer.state.log_history)
     trainer.evaluate(transform_dataset(splits.test, DetectionTransform(processor)), metric_key_prefix="test")
     metrics, table = trainer.evaluator.compute(), trainer.evaluator.table()
-    pictures = _draw_predictions(trainer, processor, splits.test, folder / "predictions.png")
+    caption = _draw_predictions(trainer, processor, splits.test, folder / "predictions.png")
     if not trainer.is_world_process_zero():
         return
     trainer.model.save_pretrained(folder)
@@ -53,7 +53,7 @@ def write_run_folder(
     }
     (folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     facts = _facts(args, trainer, splits, report, metrics, seconds)
-    facts["pictures"] = {"predictions.png": pictures, "curves.png": "Losses and average precision of the training."}
+    facts["figures"] = {"predictions.png": caption, "curves.png": "Losses and average precision of the training."}
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
 
     print(f"\n{folder} on split {splits.names[2]!r}\n\n{table}\n")
@@ -77,8 +77,8 @@ def _push(folder: Path, repo_id: str) -> str:
 
 
 def _draw_predictions(trainer: DetrTrainer, processor: DetrImageProcessor, rows: Dataset, path: Path) -> str:
-    """A few pictures, evenly spread, with what was found; returns the caption."""
-    count = min(_NUM_PICTURES, len(rows))
+    """Draws what was found on a few images, evenly spread; returns the caption."""
+    count = min(_NUM_IMAGES, len(rows))
     chosen = rows.select([index * len(rows) // count for index in range(count)])
     found = trainer.predict(transform_dataset(chosen, DetectionTransform(processor))).predictions
     if trainer.is_world_process_zero():
@@ -86,7 +86,7 @@ def _draw_predictions(trainer: DetrTrainer, processor: DetrImageProcessor, rows:
         images = [decode_image(row) for row in undecoded]
         targets = list(chosen.select_columns(["image_id", "objects"]))
         save_detections_grid(images, found, path, trainer.model.config.id2label, _THRESHOLD, targets)
-    return f"Detections above {_THRESHOLD:g}, and the annotations dashed, on {count} held-out pictures."
+    return f"Detections above {_THRESHOLD:g}, and the annotations dashed, on {count} held-out images."
 
 
 def _facts(

@@ -25,11 +25,11 @@ class CheckpointMixin:
         super()._save(output_dir, state_dict=state_dict)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """The last thing saved but for the state of the trainer, which tells a whole checkpoint."""
+        """Saved last but for the trainer's state, whose presence marks a whole checkpoint."""
         super()._save_rng_state(output_dir)
-        whole, helpers = self._average is not None, getattr(self.model, "training_only", None)
-        if self.args.should_save and (whole or helpers is not None):
-            part, file = (self.model, TRAINED_WEIGHTS) if whole else (helpers, TRAINING_ONLY)
+        is_averaged, training_only = self._average is not None, getattr(self.model, "training_only", None)
+        if self.args.should_save and (is_averaged or training_only is not None):
+            part, file = (self.model, TRAINED_WEIGHTS) if is_averaged else (training_only, TRAINING_ONLY)
             weights = {name: tensor.contiguous() for name, tensor in part.state_dict().items()}
             save_file(weights, Path(output_dir) / file)
         self.accelerator.wait_for_everyone()
@@ -39,8 +39,8 @@ class CheckpointMixin:
         if trained.exists() != (self._average is not None):
             was = "with" if trained.exists() else "without"
             raise ValueError(f"{resume_from_checkpoint} was saved {was} ema_decay; resume {was} it.")
-        helpers, saved = getattr(self.model, "training_only", None), Path(resume_from_checkpoint) / TRAINING_ONLY
-        if self._average is None and saved.exists() != (helpers is not None):
+        training_only, saved = getattr(self.model, "training_only", None), Path(resume_from_checkpoint) / TRAINING_ONLY
+        if self._average is None and saved.exists() != (training_only is not None):
             was = "with" if saved.exists() else "without"
             raise ValueError(
                 f"{resume_from_checkpoint} was saved {was} training-only parameters; resume {was} it (see recipe)."
@@ -49,8 +49,8 @@ class CheckpointMixin:
         if self._average is not None:
             self._average.restart(self.model)
             self.model.load_state_dict(load_file(trained))
-        elif helpers is not None:
-            helpers.load_state_dict(load_file(saved))
+        elif training_only is not None:
+            training_only.load_state_dict(load_file(saved))
 
     def create_model_card(self, model_name: str | None = None, license: str | None = None, **_: Any) -> None:
         """Writes README.md into the output folder: recipe, model, and the AP of the last evaluation."""
