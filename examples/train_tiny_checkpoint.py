@@ -16,6 +16,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor
+from hf_detr.checkpoints.card_facts import card_facts
 from hf_detr.checkpoints.model_card import model_card
 from hf_detr.data.schema import id2label
 from hf_detr.data.synthetic.digits import digit_scenes
@@ -126,24 +127,17 @@ def write(model, processor, folder: Path, recipe: dict, test: Dataset, num_train
     model.set_training_only(encoder_auxiliary_loss=False)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    config = model.config
-    facts = {
-        "name": "tiny",
-        "dataset": {
+    facts = card_facts(
+        model,
+        "tiny",
+        dataset={
             "name": "generated scenes of handwritten digits (hf_detr.digit_scenes)",
-            "classes": list(config.id2label.values()),
             "splits": {"train": {"images": num_train}, "test": {"images": len(test)}},
         },
-        "model": {
-            "backbone": f"{config.backbone_config.backbone}, from random weights, live norms",
-            "encoder and decoder layers": f"{config.encoder_layers} + {config.decoder_layers}",
-            "width": config.d_model,
-            "queries": config.num_queries,
-            "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
-        },
-        "recipe": {"script": "examples/train_tiny_checkpoint.py", **recipe},
-        "evaluation": {"split": "test", "metrics": evaluator.compute()},
-    }
+        recipe={"script": "examples/train_tiny_checkpoint.py", **recipe},
+        evaluation={"split": "test", "metrics": evaluator.compute()},
+    )
+    facts["model"]["backbone"] += ", from random weights, live norms"
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
 
 

@@ -1,6 +1,7 @@
 """DetrConfig: impossible and contradictory values fail when they are written down, and say what to change."""
 
 import copy
+import json
 import warnings
 
 import pytest
@@ -32,6 +33,20 @@ RESNET = {"model_type": "resnet", "out_features": ["stage4"]}
         ({"eos_coefficient": -1}, "eos_coefficient=-1"),
         ({"class_cost": 0, "bbox_cost": 0, "giou_cost": 0}, "any matching is as good"),
         ({"freeze_backbone_until": 1.5}, "freeze_backbone_until=1.5"),
+        ({"num_queries": None}, "num_queries=None"),
+        ({"num_queries": 10**30}, "num_queries=10"),
+        ({"num_labels": 10**9}, "num_labels=1000000000 is not a whole number from 1 to 1,000,000"),
+        ({"num_labels": "3"}, "num_labels='3'"),
+        ({"giou_cost": float("inf")}, "giou_cost=inf"),
+        ({"dropout": float("nan")}, "dropout=nan"),
+        ({"auxiliary_loss": None}, "auxiliary_loss=None is not True or False"),
+        ({"id2label": ["cat", "dog"]}, r"id2label=\['cat', 'dog'\] is not a dict"),
+        ({"id2label": {"cat": 0}}, "is not a dict"),
+        ({"backbone_kwargs": "out_indices"}, "backbone_kwargs='out_indices' must be a dict"),
+        ({"timm_kwargs": ["img_size"]}, "must be a dict"),
+        ({"hf_detr": []}, r"hf_detr=\[\] is not an object"),
+        ({"backbone": 50}, "backbone=50 is no name"),
+        ({"backbone_config": {"model_type": ["resnet"]}}, "model_type"),
         ({"num_labels": 3, "id2label": {0: "a", 1: "b"}}, r"num_labels=3 contradicts id2label, which names 2"),
         ({"backbone": "resnet18", "backbone_config": RESNET}, "keep one of them"),
         ({"use_timm_backbone": True, "backbone_config": RESNET}, "use_timm_backbone=True contradicts"),
@@ -121,3 +136,36 @@ def test_stock_configurations_can_be_taken_over():
     ours = DetrConfig.from_dict(stock.to_dict())
     assert (ours.num_queries, ours.backbone_config.backbone) == (7, "resnet18")
     assert not ours.auxiliary_loss
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"[1, 2]", ValueError),
+        (b"null", ValueError),
+        (b"", (OSError, ValueError)),
+        (b"{", (OSError, ValueError)),
+        (b'{"model_type": "detr\xff"}', (OSError, ValueError)),
+        (b"[" * 100_000, ValueError),
+        (b'{"num_queries": ' + b"9" * 5000 + b"}", ValueError),
+        (b'{"d_model": 1e999}', ValueError),
+        (b'{"dropout": NaN}', ValueError),
+        (b'{"backbone_config": {"model_type": "timm_backbone", "backbone": 50}}', ValueError),
+    ],
+    ids=lambda value: repr(value)[:24],
+)
+def test_a_file_that_is_no_configuration_is_an_error_that_names_it(content, error, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(error, match=str(tmp_path)):
+        DetrConfig.from_pretrained(tmp_path)
+    with pytest.raises(error, match=r"config\.json"):
+        DetrConfig.from_json_file(tmp_path / "config.json")
+
+
+def test_null_fields_of_old_files_mean_the_default(tmp_path):
+    backbone = ("backbone", "backbone_config", "backbone_kwargs", "use_timm_backbone")
+    names = (*backbone, "id2label", "label2id", "num_labels", "dilation", "num_hidden_layers")
+    (tmp_path / "config.json").write_text(json.dumps(dict.fromkeys(names)))
+    config, default = DetrConfig.from_pretrained(tmp_path), DetrConfig()
+    assert (config.backbone_config.backbone, config.num_labels, config.dilation) == ("resnet50", 2, False)
+    assert config.encoder_layers == default.encoder_layers

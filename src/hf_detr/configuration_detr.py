@@ -8,11 +8,25 @@ false, which makes stock compute what this package computes, and its true value 
 
 import difflib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+from transformers.models.auto.configuration_auto import AutoConfig
+
+from .configuration.backbone import (
+    apply_timm_kwargs,
+    as_backbone_config,
+    check_timm,
+    fields_of_file,
+    timm_backbone,
+    transformers_backbone,
+)
+from .configuration.checks import is_int, is_label_map, is_number, next_multiple, require, require_counts
 
 # What the block of the configuration file holds.
 _OWN_FIELDS = (
@@ -33,6 +47,7 @@ _ALIASES = {
     "num_attention_heads": "encoder_attention_heads",
     "num_hidden_layers": "encoder_layers",
 }
+_MOST_LABELS = 1_000_000  # each gets a name
 _POSITION_EMBEDDINGS = ("sine", "learned")
 
 
@@ -67,7 +82,8 @@ class DetrConfig(PreTrainedConfig):
 
     The backbone, by the keys that configuration files up to transformers 4 hold; they are read and turned into
     `backbone_config`:
-        backbone: a timm name ("resnet50"), or with `use_timm_backbone=False` a checkpoint of a transformers backbone.
+        backbone: a timm name ("resnet50"), or with `use_timm_backbone=False` a checkpoint of a transformers backbone,
+            which is looked up for a call in Python and never for a file.
         use_timm_backbone: whether `backbone` names a timm network.
         backbone_kwargs: `out_indices`, `output_stride`, `in_chans`, or further arguments of `timm.create_model`.
         use_pretrained_backbone: start a fresh model from the backbone's published weights. Loading a full checkpoint
@@ -78,15 +94,18 @@ class DetrConfig(PreTrainedConfig):
         freeze_backbone_until: the last stage that does not train: a stage's name ("layer1") or index, "all", None for
             none, or "auto": stem and first stage for ResNets (as published), nothing for others.
         chunk_size_backbone: at inference, the images that pass the backbone at a time, for less memory; 0 for all.
-        timm_kwargs: further arguments of `timm.create_model` (`img_size`, `drop_path_rate`, ...).
+        timm_kwargs: further arguments of the timm network (`img_size`, `drop_path_rate`, ...), its architecture alone.
 
-    Of this package, help in training that changes nothing at inference (all off, as in the paper):
-        denoising_queries: noised copies of each target that the decoder learns to mend; see `loss.denoising`.
+    Of this package, training-only losses, which change nothing at inference (all off, as in the paper):
+        denoising_queries: noised copies of each target that the decoder learns to reconstruct; see `loss.denoising`.
         denoising_box_noise: how far they are moved and resized, in shares of the box.
         denoising_label_noise: chance that a copy's label is a random one.
         query_groups: 1, or how many groups of `num_queries` object queries train, each matched on its own.
-        encoder_auxiliary_loss: every cell of the encoded feature map says which object it lies on; see
+        encoder_auxiliary_loss: every cell of the encoded feature map predicts the object it lies on; see
             `loss.encoder_loss`.
+
+    Reading a configuration file, by `from_pretrained`, `from_json_file` or `from_dict`, runs no code and opens nothing
+    but the file; what it does not know, it keeps as an attribute, as in Transformers.
 
     Raises:
         ValueError: a value is impossible or contradicts another; the message says what to change.
@@ -160,12 +179,16 @@ class DetrConfig(PreTrainedConfig):
         for alias, field in _ALIASES.items():
             if (value := kwargs.pop(alias, None)) is not None:
                 setattr(self, field, value)
-        num_labels = kwargs.get("num_labels")
-        if self.id2label is not None and num_labels is not None and len(self.id2label) != num_labels:
-            raise ValueError(
-                f"num_labels={num_labels} contradicts id2label, which names {len(self.id2label)} classes; "
-                "pass id2label alone."
-            )
+        self.dilation = False if self.dilation is None else self.dilation  # as stock writes it
+        if (num_labels := kwargs.pop("num_labels", None)) is not None:
+            if not (is_int(num_labels) and 1 <= num_labels <= _MOST_LABELS):
+                raise ValueError(f"num_labels={num_labels!r} is not a whole number from 1 to {_MOST_LABELS:,}.")
+            if self.id2label is not None and len(self.id2label) != num_labels:
+                raise ValueError(
+                    f"num_labels={num_labels} contradicts id2label, which names {len(self.id2label)} classes; "
+                    "pass id2label alone."
+                )
+            kwargs["num_labels"] = num_labels
         self._take_backbone(
             backbone=kwargs.pop("backbone", None),
             use_timm_backbone=kwargs.pop("use_timm_backbone", None),
@@ -176,7 +199,9 @@ class DetrConfig(PreTrainedConfig):
         self.check()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "id2label" and isinstance(value, dict) and any(not isinstance(v, str) for v in value.values()):
+        if name == "id2label" and not (value is None or is_label_map(value)):
+            raise ValueError(f"id2label={value!r} is not a dict {{0: 'first class', 1: 'second class', ...}}.")
+        if name == "id2label" and value and any(not isinstance(v, str) for v in value.values()):
             # real files hold numbers here; stock transformers refuses them
             warnings.warn(
                 f"id2label has labels that are not text ({value}); they were turned into text. Pass "
@@ -188,7 +213,31 @@ class DetrConfig(PreTrainedConfig):
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any):
+        """As in Transformers. ValueError, naming the checkpoint, for what makes no configuration."""
+        with _errors_name(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | PathLike) -> "DetrConfig":
+        """As in Transformers. ValueError, naming the file, for what makes no configuration."""
+        with _errors_name(json_file):
+            return cls.from_dict(cls._dict_from_json_file(json_file))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """As in Transformers; fields that could open or run something else are left out (see `fields_of_file`)."""
+        return super().from_dict(fields_of_file(config_dict, cls), **kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | PathLike) -> dict[str, Any]:
+        # Transformers follows some of a file's fields before `from_dict` sees them
+        return fields_of_file(super()._dict_from_json_file(json_file), cls)
+
     def _read_own_block(self, block: dict) -> None:
+        if not isinstance(block, dict):
+            raise ValueError(f"hf_detr={block!r} is not an object of fields.")
         for name, value in block.items():
             if name not in _OWN_FIELDS:
                 warnings.warn(f"hf_detr.{name} in the configuration file is not known to this version; it is ignored.")
@@ -199,51 +248,34 @@ class DetrConfig(PreTrainedConfig):
         self, backbone: str | None, use_timm_backbone: bool | None, backbone_kwargs: dict | None
     ) -> None:
         """Turns the keys of every generation into `backbone_config`, without opening a connection for timm names."""
+        if not (backbone_kwargs is None or isinstance(backbone_kwargs, dict)):
+            raise ValueError(f"backbone_kwargs={backbone_kwargs!r} must be a dict of arguments, or None.")
         backbone_kwargs = dict(backbone_kwargs or {})
-        given = self.backbone_config
-        if given is not None:
+        if self.backbone_config is not None:
             if backbone is not None:
                 raise ValueError(f"Both backbone_config and backbone={backbone!r} were given; keep one of them.")
-            self.backbone_config = _as_config(given)
-            is_timm = self.backbone_config.model_type == "timm_backbone"
-            if use_timm_backbone and not is_timm:
-                raise ValueError(
-                    f"use_timm_backbone=True contradicts a backbone_config of model_type "
-                    f"{self.backbone_config.model_type!r}; drop use_timm_backbone, or name a timm network by backbone."
-                )
+            self.backbone_config = as_backbone_config(self.backbone_config)
         elif use_timm_backbone is False:
-            self.backbone_config = _transformers_backbone(backbone, backbone_kwargs)
-            is_timm, backbone_kwargs = False, {}
+            self.backbone_config = transformers_backbone(backbone, backbone_kwargs)
+            backbone_kwargs = {}
         else:
-            self.backbone_config = _as_config({"model_type": "timm_backbone", "backbone": backbone or "resnet50"})
-            self.backbone_config.num_channels = self.num_channels
-            # ResNet's four stages. Networks of another depth are met when they are built (see nn.backbone).
-            self.backbone_config.out_indices = [1, 2, 3, 4]
-            is_timm = True
-        if is_timm:
-            self._apply_timm_kwargs(backbone_kwargs)
+            self.backbone_config = timm_backbone(backbone, self.num_channels)
+        model_type = self.backbone_config.model_type
+        if model_type == "timm_backbone":
+            backbone_kwargs = apply_timm_kwargs(self.backbone_config, backbone_kwargs)
+            if self.dilation and getattr(self.backbone_config, "output_stride", None) is None:
+                self.backbone_config.output_stride = 16
+            if backbone_kwargs:
+                self.timm_kwargs = {**(self.timm_kwargs or {}), **backbone_kwargs}
+        elif use_timm_backbone:
+            raise ValueError(
+                f"use_timm_backbone=True contradicts a backbone_config of model_type {model_type!r}; drop "
+                "use_timm_backbone, or name a timm network by backbone."
+            )
         elif backbone_kwargs:
             raise ValueError(
                 f"backbone_kwargs={backbone_kwargs} only applies to timm networks; set them in backbone_config instead."
             )
-
-    def _apply_timm_kwargs(self, backbone_kwargs: dict) -> None:
-        timm_config = self.backbone_config
-        for name, target in (
-            ("in_chans", "num_channels"),
-            ("num_channels", "num_channels"),
-            ("out_indices", "out_indices"),
-        ):
-            if (value := backbone_kwargs.pop(name, None)) is not None:
-                setattr(timm_config, target, list(value) if name == "out_indices" else value)
-        for ignored in ("features_only", "pretrained"):  # set by the model itself
-            backbone_kwargs.pop(ignored, None)
-        if (output_stride := backbone_kwargs.pop("output_stride", None)) is not None:
-            timm_config.output_stride = output_stride
-        if self.dilation and getattr(timm_config, "output_stride", None) is None:
-            timm_config.output_stride = 16
-        if backbone_kwargs:
-            self.timm_kwargs = {**(self.timm_kwargs or {}), **backbone_kwargs}
 
     # -- checking ---------------------------------------------------------------------------------------------------
 
@@ -277,42 +309,35 @@ class DetrConfig(PreTrainedConfig):
                 name: self.__dict__.pop(name, None) for name in ("backbone", "use_timm_backbone", "backbone_kwargs")
             }
             self._take_backbone(**take)
-        for name in ("num_queries", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim", "num_channels", "d_model",
-                     "encoder_attention_heads", "decoder_attention_heads"):  # fmt: skip
-            _require(name, getattr(self, name), "a whole number of at least 1", lambda v: _is_int(v) and v >= 1)
-        _require("query_groups", self.query_groups, "a whole number of at least 1", lambda v: _is_int(v) and v >= 1)
-        for name in ("encoder_layers", "denoising_queries", "chunk_size_backbone"):
-            _require(name, getattr(self, name), "a whole number of at least 0", lambda v: _is_int(v) and v >= 0)
-        _require("encoder_auxiliary_loss", self.encoder_auxiliary_loss, "True or False", lambda v: isinstance(v, bool))
-        for name in ("denoising_box_noise", "denoising_label_noise"):
-            _require(name, getattr(self, name), "a number in [0, 1]", lambda v: _is_number(v) and 0 <= v <= 1)
-        _require("num_labels", self.num_labels, "at least 1 class", lambda v: v >= 1)
-        for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
-            _require(name, getattr(self, name), "a chance in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1)
+        heads = ("encoder_attention_heads", "decoder_attention_heads")
+        sizes = ("num_queries", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim", "num_channels", "d_model")
+        require_counts(self, (*sizes, *heads, "query_groups", "num_labels"), least=1)
+        require_counts(self, ("encoder_layers", "denoising_queries", "chunk_size_backbone"), least=0)
+        flags = ("encoder_auxiliary_loss", "auxiliary_loss", "freeze_backbone_norms", "dilation")
+        require(self, flags, "True or False", lambda v: isinstance(v, bool))
+        noises = ("denoising_box_noise", "denoising_label_noise")
+        require(self, noises, "a number in [0, 1]", lambda v: is_number(v) and 0 <= v <= 1)
+        chances = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
+        require(self, chances, "a chance in [0, 1)", lambda v: is_number(v) and 0 <= v < 1)
         costs = ("class_cost", "bbox_cost", "giou_cost")
-        for name in (*costs, "bbox_loss_coefficient", "giou_loss_coefficient", "mask_loss_coefficient",
-                     "dice_loss_coefficient", "eos_coefficient"):  # fmt: skip
-            _require(name, getattr(self, name), "a number of at least 0", lambda v: _is_number(v) and v >= 0)
+        weights = tuple(f"{name}_coefficient" for name in ("bbox_loss", "giou_loss", "mask_loss", "dice_loss", "eos"))
+        require(self, costs + weights, "a number of at least 0", lambda v: is_number(v) and v >= 0)
         if not any(getattr(self, name) for name in costs):
             raise ValueError(
                 f"{', '.join(costs)} are all 0, so that any matching is as good; set at least one above 0."
             )
-        for part in ("encoder", "decoder"):
-            heads = getattr(self, f"{part}_attention_heads")
-            if self.d_model % heads:
+        for name in heads:
+            if self.d_model % (number := getattr(self, name)):
                 raise ValueError(
-                    f"d_model={self.d_model} does not divide among {part}_attention_heads={heads}; "
-                    f"take d_model={_next_multiple(self.d_model, heads)} or another number of heads."
+                    f"d_model={self.d_model} does not divide among {name}={number}; "
+                    f"take d_model={next_multiple(self.d_model, number)} or another number of heads."
                 )
-        if self.position_embedding_type not in _POSITION_EMBEDDINGS:
-            raise ValueError(
-                f"position_embedding_type={self.position_embedding_type!r} is not one of {_POSITION_EMBEDDINGS}."
-            )
+        require(self, ["position_embedding_type"], f"one of {_POSITION_EMBEDDINGS}", _POSITION_EMBEDDINGS.__contains__)
         step = 4 if self.position_embedding_type == "sine" else 2  # half for each axis, sines and cosines in pairs
         if self.d_model % step:
             raise ValueError(
                 f"d_model={self.d_model} must be a multiple of {step} for {self.position_embedding_type} positions; "
-                f"take {_next_multiple(self.d_model, step)}."
+                f"take {next_multiple(self.d_model, step)}."
             )
         if self.activation_function not in ACT2FN:
             near = difflib.get_close_matches(str(self.activation_function), ACT2FN, n=3)
@@ -320,18 +345,17 @@ class DetrConfig(PreTrainedConfig):
                 f"activation_function={self.activation_function!r} is not known to transformers"
                 + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "; 'relu' is the paper's.")
             )
-        until = self.freeze_backbone_until
-        if not (until is None or isinstance(until, str) or (_is_int(until) and until >= 0)):
-            raise ValueError(
-                f"freeze_backbone_until={until!r} is neither a stage's name or index, nor 'auto', 'all' or None."
-            )
+        require(
+            self, ["freeze_backbone_until"], "a stage's name or index, 'auto', 'all' or None",
+            lambda v: v is None or isinstance(v, str) or (is_int(v) and v >= 0),
+        )  # fmt: skip
         self._check_backbone()
 
     def _check_backbone(self) -> None:
         backbone = self.backbone_config
         is_timm = backbone.model_type == "timm_backbone"
-        if is_timm and not backbone.backbone:
-            raise ValueError("backbone_config names no network; set backbone_config['backbone'], e.g. 'resnet50'.")
+        if is_timm:
+            check_timm(backbone.backbone, self.timm_kwargs)
         if self.timm_kwargs and not is_timm:
             raise ValueError(f"timm_kwargs={self.timm_kwargs} needs a timm backbone, not {backbone.model_type!r}.")
         if self.dilation and not is_timm:
@@ -371,39 +395,9 @@ class DetrConfig(PreTrainedConfig):
         return fields
 
 
-def _as_config(backbone: dict | PreTrainedConfig) -> PreTrainedConfig:
-    if isinstance(backbone, PreTrainedConfig):
-        return backbone
-    if not isinstance(backbone, dict):
-        raise TypeError(f"backbone_config must be a configuration or a dict, not {type(backbone).__name__}.")
-    model_type = backbone.get("model_type")
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"backbone_config has model_type {model_type!r}; name 'timm_backbone' (with 'backbone': a timm network) "
-            "or a backbone of transformers such as 'resnet'."
-        )
-    return CONFIG_MAPPING[model_type].from_dict(dict(backbone))
-
-
-def _transformers_backbone(checkpoint: str | None, overrides: dict) -> PreTrainedConfig:
-    """The AutoBackbone of a checkpoint (a folder or a Hub name), or stock's default when none is named."""
-    if checkpoint is None:
-        return CONFIG_MAPPING["resnet"](out_features=["stage4"], **overrides)
-    return AutoConfig.from_pretrained(checkpoint, **overrides)
-
-
-def _require(name: str, value: Any, expected: str, holds) -> None:
-    if not holds(value):
-        raise ValueError(f"{name}={value!r} is not {expected}.")
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _next_multiple(value: int, step: int) -> int:
-    return -(-value // step) * step
+@contextmanager
+def _errors_name(source: str | PathLike) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, RecursionError, StrictDataclassError) as error:
+        raise ValueError(f"{source}: {error}") from error

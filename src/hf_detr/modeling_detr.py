@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
+from .checkpoints.card_facts import card_facts
 from .checkpoints.model_card import model_card
 from .checkpoints.original import load_original
 from .checkpoints.surgery import resized_embedding, shared_classes, transferred_embedding, transferred_linear
@@ -149,20 +150,8 @@ class DetrPreTrainedModel(PreTrainedModel):
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if not api.file_exists(repo_id, "README.md"):
-            config = self.config
-            facts = {
-                "name": repo_id.split("/")[-1],
-                "repo_id": repo_id,
-                "model": {
-                    "backbone": getattr(config.backbone_config, "backbone", config.backbone_config.model_type),
-                    "encoder and decoder layers": f"{config.encoder_layers} + {config.decoder_layers}",
-                    "queries": config.num_queries,
-                    "classes": ", ".join(config.id2label.values()),
-                    "parameters": f"{self.num_parameters():,}",
-                },
-            }
             # not by ModelCard: older clients validate at huggingface.co, wherever HF_ENDPOINT points
-            card = model_card(facts).encode()
+            card = model_card(card_facts(self, repo_id)).encode()
             api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=repo_id)
         return super().push_to_hub(repo_id, private=private, token=token, **kwargs)
 

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from hf_detr import DetrForObjectDetection
+from hf_detr.checkpoints.surgery import resized_embedding, shared_classes, transferred_embedding, transferred_linear
 from tests.small_models import images, small_model, targets
 
 OLD = {0: "cat", 1: "dog", 2: "N/A", 3: "bus", 4: "LABEL_4"}
@@ -88,3 +89,31 @@ def test_queries_keep_the_first_and_start_the_others(number):
     assert model(images((64, 64))[0]).logits.shape == (1, number, 6)
     with pytest.raises(ValueError, match="at least 1"):
         model.resize_queries(0)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_transferred_rows_are_the_old_ones_and_the_others_are_new(has_bias):
+    old = torch.nn.Linear(4, 3, has_bias, dtype=torch.float64).eval().requires_grad_(False)
+    new = transferred_linear(old, {0: 2, 3: 0}, 5)
+    assert (new.weight.shape, new.weight.dtype, new.training) == ((5, 4), torch.float64, False)
+    for name, tensor in old.named_parameters():
+        assert torch.equal(dict(new.named_parameters())[name][[0, 3]], tensor[[2, 0]])
+    assert (new.bias is not None) == has_bias
+    assert len(new.weight.unique(dim=0)) == 5
+    assert all(parameter.requires_grad for parameter in new.parameters())  # new rows have to learn
+
+    old = torch.nn.Embedding(3, 4)
+    assert torch.equal(transferred_embedding(old, {1: 0}, 2).weight[1], old.weight[0])
+    assert transferred_embedding(old, {}, 2).weight.shape == (2, 4)
+    for number in (2, 3, 5):
+        resized = resized_embedding(old, number)
+        assert resized.num_embeddings == number
+        assert torch.equal(resized.weight[:3], old.weight[:number])
+    with pytest.raises(IndexError):
+        transferred_linear(torch.nn.Linear(2, 2), {0: 7}, 2)
+
+
+def test_classes_are_shared_by_name_whatever_the_label_map_looks_like():
+    assert shared_classes({0: "Cat", 7: " dog"}, {3: "DOG ", 1: "cat", 2: "cat"}) == {3: 7, 1: 0, 2: 0}
+    assert shared_classes({0: "LABEL_0", 1: "N/A", 2: ""}, {0: "label_0", 1: "n/a", 2: " "}) == {}
+    assert shared_classes({}, {0: "cat"}) == shared_classes({0: "cat"}, {}) == {}

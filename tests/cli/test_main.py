@@ -52,3 +52,7 @@ def test_a_mistyped_command_or_value_is_one_line_and_exit_code_2(tmp_path):
     )
     (tmp_path / "config.json").write_text('{"model_type": "yolos"}')
     assert_one_line_and_exit_code_2(hf_detr("evaluate", tmp_path, "data"), "expected model_type 'detr', got 'yolos'")
+    (tmp_path / "config.json").write_text("[1]")
+    assert_one_line_and_exit_code_2(hf_detr("evaluate", tmp_path, "data"), "config.json: expected a JSON object")
+    (tmp_path / "config.json").write_bytes(b"\xff{")
+    assert_one_line_and_exit_code_2(hf_detr("evaluate", tmp_path, "data"), "config.json: not a JSON file")

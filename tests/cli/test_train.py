@@ -67,6 +67,7 @@ def test_a_run_folder_holds_model_processor_numbers_pictures_and_card(undisturbe
         "| train | 8 |",
         "4 (16 steps)",
         "test_resnet",
+        "It runs in Transformers without further code",
         "pipeline(",
     ):
         assert needed in text
@@ -149,6 +150,9 @@ def test_a_run_folder_is_fine_tuned_on_other_classes_and_a_part_of_the_only_spli
     card = (folder / "README.md").read_text()
     assert "| train | 4 |" in card
     assert "| validation | 2 |" in card
+    assert "The best epoch was chosen on the same split" in card  # there is no test split
+    assert "| started from | a local checkpoint |" in card
+    assert str(folder.parent) not in card
 
 
 def test_train_on_a_corrupt_picture_stops_before_it_starts_and_names_it(tmp_path):

@@ -1,7 +1,10 @@
 import pytest
 import yaml
 
+from hf_detr.checkpoints.card_facts import base_of
 from hf_detr.checkpoints.model_card import model_card
+from hf_detr.checkpoints.stock_check import StockCheck
+from hf_detr.checkpoints.tiny import tiny_checkpoint
 
 METRICS = {
     "map": 0.5, "map_50": 0.81239, "map_75": 0.4, "map_small": -1.0, "mar_100": 0.6, "num_images": 3, "num_targets": 9,
@@ -12,10 +15,12 @@ FACTS = {
     "repo_id": "somebody/cells",
     "license": "mit",
     "base_model": "facebook/detr-resnet-50",
-    "dataset": {"name": "BCCD", "classes": ["a|b"], "splits": {"train": {"images": 1205, "objects": 2805}}},
+    "stock": StockCheck("equal", 2e-6),
+    "classes": ["a|b"],
+    "dataset": {"name": "BCCD", "splits": {"train": {"images": 1205, "objects": 2805}}},
     "recipe": {"epochs": 3},
     "evaluation": {"split": "test", "metrics": METRICS},
-    "pictures": {"predictions.png": "Some pictures."},
+    "figures": {"predictions.png": "Some images."},
     "threshold": 0.7,
 }
 
@@ -40,7 +45,7 @@ def test_body_tells_data_recipe_results_and_both_ways_to_use_it():
     _, body = parts(model_card(FACTS))
     for needed in (
         "| AP50 | 0.812 |", "| AP small (up to 32 x 32 px) | - |", "| a\\|b | 0.500 | 0.800 | 9 |",
-        "| train | 1,205 | 2,805 |", "| epochs | 3 |", "![Some pictures.](predictions.png)",
+        "| train | 1,205 | 2,805 |", "| epochs | 3 |", "![Some images.](predictions.png)",
         'from_pretrained("somebody/cells")', 'pipeline("object-detection", model="somebody/cells")', "threshold=0.7",
     ):  # fmt: skip
         assert needed in body
@@ -66,3 +71,52 @@ def test_a_misspelt_fact_is_an_error_that_names_it():
         model_card({"name": "cells", "licence": "mit"})
     with pytest.raises(ValueError, match="'name' is missing"):
         model_card({})
+
+
+@pytest.mark.parametrize(
+    ("stock", "sentence"),
+    [
+        (StockCheck("differs", 3.71, version="5.0"), "off by up to 3.7 there"),
+        (StockCheck("fails", reason="no such network", version="5.0"), "transformers 5.0 refuses it (no such network)"),
+        (StockCheck("unchecked", reason="disk full"), "was not checked (disk full)"),
+        (None, "Trained with `hf_detr`."),
+    ],
+)
+def test_a_card_promises_stock_transformers_only_where_the_model_was_seen_to_run_there(stock, sentence):
+    front, body = parts(model_card({**FACTS, "stock": stock}))
+    assert sentence in body
+    assert "pipeline(" not in body
+    assert "without further code" not in body
+    assert front["library_name"] == "hf_detr"
+    front, body = parts(model_card(FACTS))
+    assert "the same logits and boxes, to 2e-06" in body
+    assert front["library_name"] == "transformers"
+
+
+@pytest.mark.parametrize(
+    ("chosen_on", "sentence"),
+    [("test", "chosen on the same split"), ("validation", "chosen on the split `validation`"), (None, None)],
+)
+def test_the_card_names_the_split_that_chose_the_best_epoch(chosen_on, sentence):
+    evaluation = {**FACTS["evaluation"], "selection_split": chosen_on}
+    _, body = parts(model_card({**FACTS, "evaluation": evaluation}))
+    assert "average precision on the split `test`" in body
+    assert ("The best epoch was" in body) == (sentence is not None)
+    assert (sentence or "") in body
+
+
+def test_where_a_training_started_names_no_folder_of_the_machine(tmp_path):
+    assert base_of("facebook/detr-resnet-50") == ("facebook/detr-resnet-50", "facebook/detr-resnet-50")
+    assert base_of(tiny_checkpoint()) == (None, "the tiny checkpoint of hf_detr")
+    assert base_of(None) == (None, "random weights")
+    for gone in (str(tmp_path / "gone"), "./gone", "~/gone", "a/b/c"):
+        assert base_of(gone) == (None, "a local checkpoint")
+    assert base_of(str(tmp_path)) == (None, "a local checkpoint")
+    card = tmp_path / "README.md"
+    for base, known in (("facebook/detr-resnet-50", True), (str(tmp_path), False), ("[1, 2]", False), ("{", False)):
+        card.write_text(f"---\nbase_model: {base}\n---\n# x\n")
+        name, words = base_of(str(tmp_path))
+        assert name == (base if known else None)
+        assert str(tmp_path) not in words
+    card.write_bytes(b"\xff\xfe")
+    assert base_of(str(tmp_path)) == (None, "a local checkpoint")

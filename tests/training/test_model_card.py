@@ -1,5 +1,6 @@
 """What DetrTrainer says of a run."""
 
+from hf_detr import DetrForObjectDetection
 from hf_detr.training import DetrTrainer
 
 from .conftest import arguments, model, scenes, transformed
@@ -19,3 +20,21 @@ def test_the_card_has_recipe_classes_and_the_ap_of_the_last_evaluation(tmp_path)
     assert "(1 steps)" in card
     assert "AP50" in card
     assert trainer.model.config.id2label[0] in card
+
+
+def test_the_card_names_no_folder_and_the_split_that_chose_the_best_epoch(tmp_path):
+    start = tmp_path / "start"
+    model().save_pretrained(start)
+    (start / "README.md").write_text("---\nbase_model: facebook/detr-resnet-50\n---\n")
+    rows = transformed(scenes(4))
+    settings = arguments(tmp_path / "run")
+    detector = DetrForObjectDetection.from_pretrained(start)
+    trainer = DetrTrainer(detector, settings, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    trainer.create_model_card()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert str(tmp_path) not in card
+    assert "base_model: facebook/detr-resnet-50" in card
+    assert "| started from | a local checkpoint, fine-tuned from facebook/detr-resnet-50 |" in card
+    assert "The best epoch was chosen on the same split" in card
+    assert "It runs in Transformers without further code" in card

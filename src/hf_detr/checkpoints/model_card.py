@@ -9,9 +9,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from .stock_check import StockCheck
+
 _FACTS = (
-    "name", "repo_id", "license", "base_model", "dataset", "model", "recipe", "evaluation", "pictures", "threshold",
-    "versions",
+    "name", "repo_id", "license", "base_model", "stock", "classes", "dataset", "model", "recipe", "evaluation",
+    "figures", "threshold", "versions",
 )  # fmt: skip
 _METRICS = {
     "map": "AP (IoU 0.50 to 0.95)",
@@ -31,11 +33,14 @@ def model_card(facts: Mapping[str, Any]) -> str:
 
     - `name`: the title; `repo_id`: "user/name" on the Hub, or a folder, for the snippets (default: `name`);
     - `license`: an identifier of the Hub's (default "apache-2.0"); `base_model`: Hub name it was fine-tuned from;
-    - `dataset`: {"name", "hub_id" where it is on the Hub, "classes" [names], "splits" {split: {"images", "objects",
-      ...}}}; the columns of the table are the numbers that all splits have;
-    - `model`, `recipe`, `versions`: {what: value}, each a table of two columns, in this order;
-    - `evaluation`: {"split", "metrics": what `CocoEvaluator.compute()` gives};
-    - `pictures`: {file beside the card: caption}; `threshold`: of the score in the snippets (default 0.5).
+    - `stock`: the `StockCheck` of the model; without one, the card says nothing of stock transformers;
+    - `classes`: their names, in the order of their ids;
+    - `dataset`: {"name", "hub_id" where it is on the Hub, "splits" {split: {"images", "objects", ...}}}; the columns of
+      the table are the numbers that all splits have;
+    - `model`, `recipe`, `versions`: {what: value}, each a table of two columns;
+    - `evaluation`: {"split", "metrics": what `CocoEvaluator.compute()` gives, "selection_split": the one by which the
+      best epoch was chosen, if any was};
+    - `figures`: {file beside the card: caption}; `threshold`: of the score in the snippets (default 0.5).
 
     Raises ValueError for a fact of another name, or without `name`.
     """
@@ -48,7 +53,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         f"# {facts['name']}",
         _introduction(facts),
         *_evaluation(facts),
-        *(f"![{caption}]({file})\n\n*{caption}*" for file, caption in (facts.get("pictures") or {}).items()),
+        *(f"![{caption}]({file})\n\n*{caption}*" for file, caption in (facts.get("figures") or {}).items()),
         _usage(facts),
         *_data(facts),
         *_two_columns("Recipe", facts.get("recipe")),
@@ -63,7 +68,7 @@ def _front_matter(facts: Mapping[str, Any]) -> str:
     dataset = facts.get("dataset") or {}
     data = ModelCardData(
         license=facts.get("license") or "apache-2.0",
-        library_name="transformers",  # stock loads it, and so the Hub's own snippet and widget work
+        library_name="transformers" if _runs_in_stock(facts) else "hf_detr",  # for the Hub's own snippet and widget
         pipeline_tag="object-detection",
         tags=["object-detection", "vision", "detr", "hf_detr"],
         base_model=facts.get("base_model"),
@@ -102,10 +107,33 @@ def _introduction(facts: Mapping[str, Any]) -> str:
         text += f", fine-tuned from `{base}`"
     if dataset.get("name"):
         text += f", trained on {_dataset_link(dataset)}"
-    classes = dataset.get("classes") or []
+    classes = facts.get("classes") or []
     if classes:
         text += f". It finds {len(classes)} {'class' if len(classes) == 1 else 'classes'}: {_few(classes)}"
-    return text + ". Trained with `hf_detr`; it runs in `hf_detr` and in Transformers without further code."
+    return text + f". Trained with `hf_detr`. {_in_stock(facts.get('stock'))}".rstrip()
+
+
+def _runs_in_stock(facts: Mapping[str, Any]) -> bool:
+    return facts.get("stock") is not None and facts["stock"].outcome == "equal"
+
+
+def _in_stock(stock: StockCheck | None) -> str:
+    if stock is None:
+        return ""
+    name = f"transformers {stock.version}"
+    if stock.outcome == "equal":
+        return (
+            f"It runs in Transformers without further code: {name} gave the same logits and boxes, to "
+            f"{stock.difference:.0e}, when this card was written."
+        )
+    if stock.outcome == "differs":
+        return (
+            f"**Do not use it in Transformers alone**: {name} loads it, but its logits or boxes are off by up to "
+            f"{stock.difference:.2g} there."
+        )
+    if stock.outcome == "fails":
+        return f"It does not run in Transformers alone: {name} refuses it ({_cell(stock.reason)})."
+    return f"Whether it runs in Transformers alone was not checked ({_cell(stock.reason)})."
 
 
 def _evaluation(facts: Mapping[str, Any]) -> list[str]:
@@ -121,6 +149,7 @@ def _evaluation(facts: Mapping[str, Any]) -> list[str]:
     lines = [
         f"## Results\n\nCOCO average precision on the split `{evaluation['split']}`"
         + (f" ({counts})." if counts else ".")
+        + _selection(evaluation)
     ]
     rows = [(name, _score(metrics[key])) for key, name in _METRICS.items() if key in metrics]
     rows += [
@@ -136,26 +165,32 @@ def _evaluation(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _selection(evaluation: Mapping[str, Any]) -> str:
+    chosen_on = evaluation.get("selection_split")
+    if chosen_on is None:
+        return ""
+    if chosen_on == evaluation["split"]:
+        return " The best epoch was chosen on the same split, so on other images expect less."
+    return f" The best epoch was chosen on the split `{chosen_on}`."
+
+
 def _usage(facts: Mapping[str, Any]) -> str:
-    return _USAGE.format(
+    text = _USAGE + (_USAGE_IN_STOCK if _runs_in_stock(facts) else "")
+    return text.format(
         repo=facts.get("repo_id") or facts["name"], threshold=f"{float(facts.get('threshold') or 0.5):g}"
     )
 
 
 def _data(facts: Mapping[str, Any]) -> list[str]:
-    dataset = facts.get("dataset") or {}
-    if not dataset:
-        return []
-    lines = [f"## Data\n\n{_dataset_link(dataset)}"]
+    dataset, classes = facts.get("dataset") or {}, facts.get("classes")
+    lines = [f"## Data\n\n{_dataset_link(dataset)}"] if dataset else []
     splits = dataset.get("splits") or {}
     if splits:
         columns = [key for key in next(iter(splits.values())) if all(key in counts for counts in splits.values())]
         rows = [(_cell(split), *(f"{counts[key]:,}" for key in columns)) for split, counts in splits.items()]
         lines.append(_table(("split", *(column.replace("_", " ") for column in columns)), rows))
-    if dataset.get("classes"):
-        lines.append(
-            "Classes, in the order of their ids: " + ", ".join(f"`{name}`" for name in dataset["classes"]) + "."
-        )
+    if classes:
+        lines.append("Classes, in the order of their ids: " + ", ".join(f"`{name}`" for name in classes) + ".")
     return lines
 
 
@@ -201,14 +236,16 @@ from hf_detr import DetrForObjectDetection, DetrImageProcessor
 
 processor = DetrImageProcessor.from_pretrained("{repo}")
 model = DetrForObjectDetection.from_pretrained("{repo}").eval()
-image = ImageOps.exif_transpose(Image.open("picture.jpg"))
+image = ImageOps.exif_transpose(Image.open("image.jpg"))
 outputs = model(**processor(images=image, return_tensors="pt"))
 found = processor.post_process_object_detection(outputs, threshold={threshold}, target_sizes=[image.size[::-1]])[0]
 for score, label, box in zip(found["scores"], found["labels"], found["boxes"]):
     print(model.config.id2label[label.item()], f"{{score:.2f}}", box.tolist())  # xyxy, pixels
 ```
 
-or in a shell: `hf-detr predict {repo} picture.jpg`.
+or in a shell: `hf-detr predict {repo} image.jpg`."""
+
+_USAGE_IN_STOCK = """
 
 With Transformers alone:
 
@@ -216,7 +253,7 @@ With Transformers alone:
 from transformers import pipeline
 
 detector = pipeline("object-detection", model="{repo}")
-print(detector("picture.jpg", threshold={threshold}))
+print(detector("image.jpg", threshold={threshold}))
 ```"""
 
 _REFERENCE = """\

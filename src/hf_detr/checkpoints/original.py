@@ -10,6 +10,7 @@ import re
 import warnings
 from os import PathLike
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -66,6 +67,8 @@ def load_original(path: str | PathLike, config: DetrConfig | None = None) -> tup
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
+            if isinstance(error, UnpicklingError):
+                reason = "it is no archive, or holds objects that would run code"
             raise ValueError(f"{path}: not a file of tensors written by torch.save ({reason})") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path}: holds a {type(checkpoint).__name__}, not the dict of a DETR checkpoint.")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 _NAMELESS = re.compile(r"label_\d+|n/a|")
 _Layer = TypeVar("_Layer", nn.Linear, nn.Embedding)
@@ -48,14 +48,6 @@ def _with_rows(new: _Layer, old: _Layer, rows: Mapping[int, int]) -> _Layer:
     for name, tensor in new.named_parameters():
         tensor[to] = getattr(old, name)[of]
     return new.train(old.training)
-
-
-@torch.no_grad()
-def keep_rows(old_rows: Tensor, new_rows: Tensor, shared: dict[int, int]) -> None:
-    """Writes the rows of shared classes, and the last ("no object"), into `new_rows` (classes + 1, ...)."""
-    for new_index, old_index in shared.items():
-        new_rows[new_index] = old_rows[old_index]
-    new_rows[-1] = old_rows[-1]
 
 
 def _key(name: str) -> str:

@@ -2,16 +2,14 @@
 
 import argparse
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from datasets import Dataset, Image
 from huggingface_hub import HfApi
 
-import hf_detr
+from hf_detr.checkpoints.card_facts import base_of, card_facts, versions
 from hf_detr.checkpoints.model_card import model_card
 from hf_detr.data.report import Report
 from hf_detr.data.schema import class_names
@@ -23,19 +21,19 @@ from hf_detr.visualization import plot_curves, save_detections_grid
 from ._run_settings import SETTINGS, settings_of
 from ._training import Splits
 
-_THRESHOLD = 0.5  # of the pictures, and of the snippets in the card
-_NUM_PICTURES = 9
+_THRESHOLD = 0.5  # of the figure, and of the snippets in the card
+_NUM_IMAGES = 9
 
 
 def write_run_folder(
     args: argparse.Namespace, trainer: DetrTrainer, processor: DetrImageProcessor, splits: Splits, report: Report | None
 ) -> None:
-    """Evaluates the trained model, and writes model, processor, metrics, curves, pictures, card; prints the table."""
+    """Evaluates the trained model, and writes model, processor, metrics, figures and card; prints the table."""
     folder = args.output
     history = list(trainer.state.log_history)
     trainer.evaluate(transform_dataset(splits.test, DetectionTransform(processor)), metric_key_prefix="test")
     metrics, table = trainer.evaluator.compute(), trainer.evaluator.table()
-    pictures = _draw_predictions(trainer, processor, splits.test, folder / "predictions.png")
+    caption = _draw_predictions(trainer, processor, splits.test, folder / "predictions.png")
     if not trainer.is_world_process_zero():
         return
     trainer.model.save_pretrained(folder)
@@ -50,12 +48,12 @@ def write_run_folder(
         "train_seconds": seconds,
         "data_wait_share": trainer.data_wait_share,
         "settings": {name: _without_folders(name, value) for name, value in settings_of(args).items()},
-        "versions": _versions(),
+        "versions": versions(),
         "history": history,
     }
     (folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     facts = _facts(args, trainer, splits, report, metrics, seconds)
-    facts["pictures"] = {"predictions.png": pictures, "curves.png": "Losses and average precision of the training."}
+    facts["figures"] = {"predictions.png": caption, "curves.png": "Losses and average precision of the training."}
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
 
     print(f"\n{folder} on split {splits.names[2]!r}\n\n{table}\n")
@@ -79,8 +77,8 @@ def _push(folder: Path, repo_id: str) -> str:
 
 
 def _draw_predictions(trainer: DetrTrainer, processor: DetrImageProcessor, rows: Dataset, path: Path) -> str:
-    """A few pictures, evenly spread, with what was found; returns the caption."""
-    count = min(_NUM_PICTURES, len(rows))
+    """Draws what was found on a few images, evenly spread; returns the caption."""
+    count = min(_NUM_IMAGES, len(rows))
     chosen = rows.select([index * len(rows) // count for index in range(count)])
     found = trainer.predict(transform_dataset(chosen, DetectionTransform(processor))).predictions
     if trainer.is_world_process_zero():
@@ -88,7 +86,7 @@ def _draw_predictions(trainer: DetrTrainer, processor: DetrImageProcessor, rows:
         images = [decode_image(row) for row in undecoded]
         targets = list(chosen.select_columns(["image_id", "objects"]))
         save_detections_grid(images, found, path, trainer.model.config.id2label, _THRESHOLD, targets)
-    return f"Detections above {_THRESHOLD:g}, and the annotations dashed, on {count} held-out pictures."
+    return f"Detections above {_THRESHOLD:g}, and the annotations dashed, on {count} held-out images."
 
 
 def _facts(
@@ -99,22 +97,22 @@ def _facts(
     steps, epochs = trainer.state.global_step, trainer.state.epoch
     parts = (splits.train, splits.validation, splits.test)
     counts = {name: _counts(rows) for name, rows in zip(splits.names, parts, strict=True)}
-    base = args.model if args.model and not Path(args.model).exists() else None
+    base_model, started_from = base_of(args.model)
+    if not args.model and args.pretrained_backbone:
+        started_from += ", pretrained backbone"
     return {
-        "name": args.push_to_hub.split("/")[-1] if args.push_to_hub else args.output.resolve().name,
-        "repo_id": args.push_to_hub or str(args.output),
+        **card_facts(trainer.model, args.push_to_hub or args.output.resolve().name),
         "license": args.license,
-        "base_model": base,
+        "base_model": base_model,
+        "classes": class_names(splits.train),
         "dataset": {
             "name": args.data if on_hub else Path(args.data).resolve().name,
             "hub_id": args.data if on_hub else None,
-            "classes": class_names(splits.train),
             "splits": counts,
         },
-        "evaluation": {"split": splits.names[2], "metrics": metrics},
+        "evaluation": {"split": splits.names[2], "metrics": metrics, "selection_split": splits.names[1]},
         "recipe": {
-            "started from": args.model
-            or f"random weights{', pretrained backbone' if args.pretrained_backbone else ''}",
+            "started from": started_from,
             "epochs": f"{epochs:g} ({steps:,} steps)",
             "images a step": args.batch_size * args.gradient_accumulation * settings.world_size,
             "optimizer": f"AdamW, weight decay {args.weight_decay:g}, gradients clipped at {args.clip:g}",
@@ -132,15 +130,7 @@ def _facts(
             "seed": args.seed,
             "time": "unknown" if seconds is None else f"{seconds / 60:.1f} minutes on {_machine(trainer)}",
         },
-        "model": {
-            "backbone": getattr(config.backbone_config, "backbone", config.backbone_config.model_type),
-            "encoder and decoder layers": f"{config.encoder_layers} + {config.decoder_layers}",
-            "width": config.d_model,
-            "queries": config.num_queries,
-            "parameters": f"{sum(parameter.numel() for parameter in trainer.model.parameters()):,}",
-        },
         "threshold": _THRESHOLD,
-        "versions": _versions(),
     }
 
 
@@ -163,12 +153,3 @@ def _machine(trainer: DetrTrainer) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type.upper()}, {torch.get_num_threads()} threads"
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "hf_detr": hf_detr.__version__,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "Python": platform.python_version(),
-    }

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ._sources import read_json_object
+
 SETTINGS = "run.json"
 # What may differ between a run and its resumption; all else would make it another run.
 _MAY_CHANGE = ("epochs", "output", "device", "workers", "no_check", "push_to_hub", "license")
@@ -21,7 +23,7 @@ def check_run_folder(args: argparse.Namespace) -> None:
         return
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"--resume: {folder} holds no run ({SETTINGS}); start without --resume.")
-    before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    before = read_json_object(folder / SETTINGS)
     changed = [
         f"{name} was {before.get(name)!r}, now {value!r}"
         for name, value in settings_of(args).items()

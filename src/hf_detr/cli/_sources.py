@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 
 def check_model_source(name: str) -> None:
@@ -14,9 +15,20 @@ def check_model_source(name: str) -> None:
     config = path / "config.json"
     if not config.is_file():
         raise ValueError(f"{name}: no config.json in it; name a folder written by save_pretrained or hf-detr train.")
-    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    model_type = read_json_object(config).get("model_type")
     if model_type != "detr":
         raise ValueError(f"{config}: expected model_type 'detr', got {model_type!r}; this tool runs DETR alone.")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file. Raises ValueError, naming it, where that is no JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # also for bytes that are no UTF-8
+        raise ValueError(f"{path}: not a JSON file ({error}); write it again, or take another.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}; take another file.")
+    return content
 
 
 def check_data_source(name: str) -> None:

@@ -230,9 +230,9 @@ def build_transformers_backbone(
 ) -> ConvEncoder:
     """A transformers AutoBackbone, with the published weights of `pretrained_name` (a Hub name or folder) if given."""
     if pretrained_name:
-        model = AutoBackbone.from_pretrained(pretrained_name, config=backbone_config)
+        model = AutoBackbone.from_pretrained(pretrained_name, config=backbone_config, trust_remote_code=False)
     else:
-        model = AutoBackbone.from_config(backbone_config)
+        model = AutoBackbone.from_config(backbone_config, trust_remote_code=False)
     return ConvEncoder(model, channels=list(model.channels), stage_names=list(model.stage_names), num_maps=num_maps)
 
 

@@ -6,7 +6,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..checkpoints.card_facts import base_of, card_facts
 from ..checkpoints.model_card import model_card
+from ..checkpoints.stock_check import StockCheck
 from .checkpoint_folders import TRAINED_WEIGHTS, TRAINING_ONLY
 
 
@@ -23,11 +25,11 @@ class CheckpointMixin:
         super()._save(output_dir, state_dict=state_dict)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """The last thing saved but for the state of the trainer, which tells a whole checkpoint."""
+        """Saved last but for the trainer's state, whose presence marks a whole checkpoint."""
         super()._save_rng_state(output_dir)
-        whole, helpers = self._average is not None, getattr(self.model, "training_only", None)
-        if self.args.should_save and (whole or helpers is not None):
-            part, file = (self.model, TRAINED_WEIGHTS) if whole else (helpers, TRAINING_ONLY)
+        is_averaged, training_only = self._average is not None, getattr(self.model, "training_only", None)
+        if self.args.should_save and (is_averaged or training_only is not None):
+            part, file = (self.model, TRAINED_WEIGHTS) if is_averaged else (training_only, TRAINING_ONLY)
             weights = {name: tensor.contiguous() for name, tensor in part.state_dict().items()}
             save_file(weights, Path(output_dir) / file)
         self.accelerator.wait_for_everyone()
@@ -37,30 +39,36 @@ class CheckpointMixin:
         if trained.exists() != (self._average is not None):
             was = "with" if trained.exists() else "without"
             raise ValueError(f"{resume_from_checkpoint} was saved {was} ema_decay; resume {was} it.")
-        helpers, saved = getattr(self.model, "training_only", None), Path(resume_from_checkpoint) / TRAINING_ONLY
-        if self._average is None and saved.exists() != (helpers is not None):
+        training_only, saved = getattr(self.model, "training_only", None), Path(resume_from_checkpoint) / TRAINING_ONLY
+        if self._average is None and saved.exists() != (training_only is not None):
             was = "with" if saved.exists() else "without"
             raise ValueError(
-                f"{resume_from_checkpoint} was saved {was} training-only help; resume {was} it (see recipe)."
+                f"{resume_from_checkpoint} was saved {was} training-only parameters; resume {was} it (see recipe)."
             )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._average is not None:
             self._average.restart(self.model)
             self.model.load_state_dict(load_file(trained))
-        elif helpers is not None:
-            helpers.load_state_dict(load_file(saved))
+        elif training_only is not None:
+            training_only.load_state_dict(load_file(saved))
 
     def create_model_card(self, model_name: str | None = None, license: str | None = None, **_: Any) -> None:
         """Writes README.md into the output folder: recipe, model, and the AP of the last evaluation."""
         if not self.is_world_process_zero():
             return
-        args, config = self.args, self.model.config
+        args = self.args
         name = model_name or (args.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1]
-        facts = {
-            "name": name,
-            "repo_id": args.hub_model_id or name,
-            "license": license,
-            "recipe": {
+        base_model, started_from = base_of(getattr(self.model, "name_or_path", None))
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # and this is one process of them
+        facts = card_facts(
+            self.model,
+            name,
+            args.hub_model_id,
+            StockCheck("unchecked", reason="its weights were spread over processes") if is_sharded else None,
+            license=license,
+            base_model=base_model,
+            recipe={
+                "started from": started_from,
                 "epochs": f"{self.state.epoch or 0:g} ({self.state.global_step:,} steps)",
                 "images a step": self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
                 "learning rate": args.told_rates,
@@ -68,12 +76,9 @@ class CheckpointMixin:
                 "gradients clipped at": f"{args.max_grad_norm:g}",
                 "seed": args.seed,
             },
-            "model": {
-                "backbone": getattr(config.backbone_config, "backbone", config.backbone_config.model_type),
-                "queries": config.num_queries,
-                "classes": ", ".join(config.id2label.values()),
-            },
-        }
+        )
         if self.evaluator is not None and len(self.evaluator):
             facts["evaluation"] = {"split": "evaluation", "metrics": self.evaluator.compute()}
+            if self.state.best_model_checkpoint:
+                facts["evaluation"]["selection_split"] = "evaluation"
         Path(args.output_dir, "README.md").write_text(model_card(facts), encoding="utf-8")

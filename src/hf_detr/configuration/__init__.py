@@ -1,0 +1,1 @@
+"""What `DetrConfig` is made from."""

@@ -1,0 +1,41 @@
+"""What the fields of a configuration may hold."""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+_MOST = 2**31 - 1  # what a tensor's side can have
+
+
+def require(config: Any, names: Iterable[str], expected: str, holds: Callable[[Any], bool]) -> None:
+    """Raises ValueError for the first of these fields that does not hold what is expected."""
+    for name in names:
+        if not holds(value := getattr(config, name)):
+            raise ValueError(f"{name}={value!r} is not {expected}.")
+
+
+def require_counts(config: Any, names: Iterable[str], least: int) -> None:
+    """Whole numbers of at least `least`."""
+    expected = f"a whole number of at least {least}"
+    require(config, names, expected, lambda value: is_int(value) and least <= value <= _MOST)
+
+
+def is_int(value: Any) -> bool:
+    """True and False are no numbers."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Finite ones."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_label_map(value: Any) -> bool:
+    """{class id, also as text: name}."""
+    return isinstance(value, dict) and all(re.fullmatch(r"\s*\d{1,9}\s*", str(index)) for index in value)
+
+
+def next_multiple(value: int, step: int) -> int:
+    """The least multiple of `step` that is not below `value`."""
+    return -(-value // step) * step
