@@ -111,7 +111,7 @@ def _facts(
             "classes": class_names(splits.train),
             "splits": counts,
         },
-        "evaluation": {"split": splits.names[2], "metrics": metrics},
+        "evaluation": {"split": splits.names[2], "selection_split": splits.names[1], "metrics": metrics},
         "recipe": {
             "started from": args.model
             or f"random weights{', pretrained backbone' if args.pretrained_backbone else ''}",
