@@ -19,6 +19,7 @@ _PACKAGES = (
     "timm",
     "numpy",
     "scipy",
+    "hotcoco",
     "faster-coco-eval",
     "pycocotools",
     "torchmetrics",

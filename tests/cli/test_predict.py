@@ -3,8 +3,8 @@ import re
 
 import pytest
 import torch
-from faster_coco_eval import COCO
 from PIL import Image
+from pycocotools.coco import COCO
 
 from hf_detr import DetrForObjectDetection, DetrImageProcessor
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_detr.boxes import xyxy_to_xywh
+from hf_detr.evaluation.evaluator import finite_detections
 from hf_detr.image_processing.loading import load_image
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.modeling_detr import DetrForObjectDetection
@@ -76,7 +77,8 @@ class Predictor:
         with torch.inference_mode():
             outputs = self.model(pixel_values.to(device, non_blocking=True))
         sizes_hw = [tuple(picture.shape[-2:]) for _, picture in pictures]
-        found = self.processor.post_process_object_detection(outputs, self.threshold, target_sizes=sizes_hw)
+        numbers = [index + 1 for index, _ in pictures]
+        found = finite_detections(self.processor, outputs, sizes_hw, numbers, self.threshold)
         for (index, picture), detections in zip(pictures, found, strict=True):
             yield index, picture, detections
 

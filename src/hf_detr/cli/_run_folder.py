@@ -110,7 +110,7 @@ def _facts(
             "hub_id": args.data if on_hub else None,
             "splits": counts,
         },
-        "evaluation": {"split": splits.names[2], "metrics": metrics, "selection_split": splits.names[1]},
+        "evaluation": {"split": splits.names[2], "selection_split": splits.names[1], "metrics": metrics},
         "recipe": {
             "started from": started_from,
             "epochs": f"{epochs:g} ({steps:,} steps)",

@@ -39,10 +39,9 @@ def run(args: argparse.Namespace) -> int:
     from hf_detr.cli._process_memory import keep_freed_memory
     from hf_detr.data.loading import load_detection_dataset
     from hf_detr.data.schema import class_names, original_category_ids
-    from hf_detr.evaluation import CocoEvaluator, evaluate_detections
+    from hf_detr.evaluation import CocoEvaluator, evaluate_model
 
-    from ._evaluation import PredictInClasses, batches
-    from ._running import choose_device, load_model, progress_bar, quiet_libraries
+    from ._running import choose_device, in_order, load_model, progress_bar, quiet_libraries
 
     quiet_libraries()
     device = choose_device(args.device)
@@ -63,10 +62,18 @@ def run(args: argparse.Namespace) -> int:
         warnings.warn(f"{_few(unused)}: classes of the model that the data has not; their detections are left out.")
 
     evaluator = CocoEvaluator(names, **evaluator_arguments)
-    predict = PredictInClasses(model.to(device), processor, class_of_label)
     with progress_bar(len(dataset), f"evaluate {split}") as bar:
-        read = batches(dataset, processor, args.batch_size, args.threads, bar, pin=device.type == "cuda")
-        evaluate_detections(predict, read, evaluator, targets_key="targets")
+        evaluate_model(
+            model.to(device),
+            processor,
+            dataset,
+            batch_size=args.batch_size,
+            on_batch=lambda: bar.update(len(evaluator) - bar.n),
+            evaluator=evaluator,
+            class_of_label=class_of_label,
+            # threads rather than processes: decoding and resizing leave the interpreter to others
+            read=lambda load, batches: in_order(load, batches, args.threads),
+        )
     print(f"{args.model} on {args.data}, split {split!r}\n")
     print(evaluator.table())
     if args.json:

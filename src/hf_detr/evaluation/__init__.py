@@ -1,4 +1,6 @@
 """COCO average precision, streamed over batches and processes."""
 
 from .coco import CocoEvaluator as CocoEvaluator
-from .loop import evaluate_detections as evaluate_detections
+from .evaluator import Evaluator as Evaluator
+from .evaluator import evaluate_detections as evaluate_detections
+from .evaluator import evaluate_model as evaluate_model

@@ -1,6 +1,6 @@
-"""COCO average precision and recall, streamed: arrays per image while batches come, one evaluation at the end.
+"""COCO average precision and recall: checked arrays per image while batches arrive, counted by hotcoco at the end.
 
-The numbers are those of pycocotools.
+The numbers are those of pycocotools, bit for bit.
 """
 
 import copy
@@ -9,14 +9,29 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch.distributed as dist
+from hotcoco import Params, StreamingEval
 from numpy.typing import NDArray
 
-from .counting import AREAS, Image, count, xywh
-from .reading import Targets, read_detections, read_image_id, read_targets, to_host
+from .reading import Detections, Targets, read_detections, read_image_id, read_targets, to_host
 from .report import format_table
+
+# legend: T IoU thresholds, R = 101 recall points, K classes, A area ranges, M detection limits
+
+_AREAS = ("all", "small", "medium", "large")  # the order of the A axis; 32**2 and 96**2 px separate them
+# hotcoco's state of a detection takes about ten times the array it came from, so few images and classes at a time
+_IMAGES_AT_ONCE = 64
+_DETECTIONS_AT_ONCE = 250_000
+
+
+class Image(NamedTuple):
+    """What the evaluation keeps of an image."""
+
+    detections: Detections
+    targets: Targets
 
 
 class CocoEvaluator:
@@ -172,7 +187,7 @@ class CocoEvaluator:
             file.write("[")
             for image_id in sorted(self._images):
                 boxes, scores, labels = self._images[image_id].detections
-                boxes_xywh_px = xywh(boxes)
+                boxes_xywh_px = _xywh(boxes)
                 for box, score, label in zip(boxes_xywh_px.tolist(), scores.tolist(), labels.tolist(), strict=True):
                     row = {"image_id": image_id, "category_id": category_of[label], "bbox": box, "score": score}
                     file.write((",\n" if written else "\n") + json.dumps(row))
@@ -199,13 +214,14 @@ class CocoEvaluator:
         self._computed = None
 
     def _check_labels(self, labels: NDArray, place: str) -> None:
-        for label in np.unique(labels).tolist():
-            if label < 0 or (self._names is not None and label not in self._names):
-                known = "0 or above" if self._names is None else _in_words(self._names)
-                raise ValueError(
-                    f"{place} has the label {label}, and the known classes are {known}; give class_names every class, "
-                    "and labels as contiguous class ids rather than the data set's category ids."
-                )
+        seen = set(labels.tolist())
+        unknown = {label for label in seen if label < 0} if self._names is None else seen - self._names.keys()
+        if unknown:
+            known = "0 or above" if self._names is None else _in_words(self._names)
+            raise ValueError(
+                f"{place} has the label {min(unknown)}, and the known classes are {known}; give class_names every "
+                "class, and labels as contiguous class ids rather than the data set's category ids."
+            )
 
     def _class_names(self) -> dict[int, str]:
         if self._names is not None:
@@ -221,31 +237,96 @@ class CocoEvaluator:
     def _evaluate(self) -> dict:
         images = [self._images[image_id] for image_id in sorted(self._images)]
         names = self._class_names()
-        counted = count(images, list(names), self.iou_thresholds, self.max_dets)
-        result = self._metrics(counted.precision, counted.recall)
+        class_ids = np.array(list(names), dtype=np.int64)
+        num_targets, num_detections = np.zeros(len(names), int), np.zeros(len(names), int)
+        for image in images:
+            num_targets += _class_counts(image.targets.labels[~image.targets.crowds], class_ids)
+            num_detections += _class_counts(image.detections.labels, class_ids)
+        precision, recall = _count(images, class_ids, num_detections, self.iou_thresholds, self.max_dets)
+        result = self._metrics(precision, recall)
         result |= {
             "num_images": len(images),
-            "num_targets": int(counted.num_targets.sum()),
-            "num_crowds": counted.num_crowds,
-            "num_detections": int(counted.num_detections.sum()),
+            "num_targets": int(num_targets.sum()),
+            "num_crowds": sum(int(image.targets.crowds.sum()) for image in images),
+            "num_detections": int(num_detections.sum()),
             "num_duplicates": self.num_duplicates,
         }
         result["per_class"] = {
-            name: self._metrics(counted.precision[:, :, [k]], counted.recall[:, [k]])
-            | {"num_targets": int(counted.num_targets[k]), "num_detections": int(counted.num_detections[k])}
+            name: self._metrics(precision[:, :, [k]], recall[:, [k]])
+            | {"num_targets": int(num_targets[k]), "num_detections": int(num_detections[k])}
             for k, name in enumerate(names.values())
         }
         return result
 
     def _metrics(self, precision: NDArray, recall: NDArray) -> dict[str, float]:
         def at(threshold: float) -> NDArray:
-            return precision[np.isclose(self.iou_thresholds, threshold), :, :, 0, -1]
+            return precision[np.isclose(self.iou_thresholds, threshold), ..., 0]
 
-        metrics = {"map": _mean(precision[..., 0, -1]), "map_50": _mean(at(0.5)), "map_75": _mean(at(0.75))}
-        metrics |= {f"map_{area}": _mean(precision[..., a, -1]) for a, area in enumerate(AREAS) if area != "all"}
+        metrics = {"map": _mean(precision[..., 0]), "map_50": _mean(at(0.5)), "map_75": _mean(at(0.75))}
+        metrics |= {f"map_{area}": _mean(precision[..., a]) for a, area in enumerate(_AREAS) if area != "all"}
         metrics |= {f"mar_{limit}": _mean(recall[..., 0, m]) for m, limit in enumerate(self.max_dets)}
-        metrics |= {f"mar_{area}": _mean(recall[..., a, -1]) for a, area in enumerate(AREAS) if area != "all"}
+        metrics |= {f"mar_{area}": _mean(recall[..., a, -1]) for a, area in enumerate(_AREAS) if area != "all"}
         return metrics
+
+
+def _count(
+    images: Sequence[Image],
+    class_ids: NDArray,
+    num_detections: NDArray,
+    iou_thresholds: Sequence[float],
+    max_dets: Sequence[int],
+) -> tuple[NDArray, NDArray]:
+    """Precision (T, R, K, A) at the largest limit and recall (T, K, A, M), in order of the images and classes given.
+
+    -1 where a class has no target of that size. A class needs no other class, so groups of them are counted in turn.
+    """
+    params = Params("bbox")
+    params.iou_thrs, params.max_dets = list(iou_thresholds), list(max_dets)
+    num_classes, num_thresholds = len(class_ids), len(iou_thresholds)
+    precision = np.full((num_thresholds, 101, num_classes, len(_AREAS)), -1.0)
+    recall = np.full((num_thresholds, num_classes, len(_AREAS), len(max_dets)), -1.0)
+    num_groups = min(num_classes, 1 + int(num_detections.sum()) // _DETECTIONS_AT_ONCE)
+    for group in np.array_split(np.arange(num_classes), num_groups) if num_groups else ():
+        stream = StreamingEval([{"id": k, "name": str(k)} for k in group.tolist()], params=params)
+        for start in range(0, len(images), _IMAGES_AT_ONCE):
+            stream.update(*_as_coco(images[start : start + _IMAGES_AT_ONCE], start, class_ids, group))
+        evaluation = stream.finalize()
+        evaluation.accumulate()
+        counted = evaluation.eval
+        precision[:, :, group] = counted["precision"][..., -1]
+        recall[:, group] = counted["recall"]
+    return precision, recall
+
+
+def _as_coco(images: Sequence[Image], start: int, class_ids: NDArray, group: NDArray) -> tuple[list, list, NDArray]:
+    """Of the classes in `group`: images, annotations, and detections (N, 7) image, xywh px, score, class.
+
+    Images and classes go by their position: ids of any size survive in float64, and 0 is an id like any other.
+    """
+    numbers = range(start, start + len(images))
+    boxes_xyxy, scores, labels = map(np.concatenate, zip(*(image.detections for image in images), strict=True))
+    k = np.searchsorted(class_ids, labels)
+    number = np.repeat(numbers, [len(image.detections.labels) for image in images])
+    detections = np.column_stack((number, _xywh(boxes_xyxy), scores, k))[(group[0] <= k) & (k <= group[-1])]
+
+    boxes_xywh, labels, areas, crowds = map(np.concatenate, zip(*(image.targets for image in images), strict=True))
+    k = np.searchsorted(class_ids, labels)
+    number = np.repeat(numbers, [len(image.targets.labels) for image in images])
+    in_group = (group[0] <= k) & (k <= group[-1])
+    rows = zip(*(column[in_group].tolist() for column in (number, k, boxes_xywh, areas, crowds)), strict=True)
+    names = ("image_id", "category_id", "bbox", "area", "iscrowd", "id")
+    annotations = [dict(zip(names, (*row, i), strict=True)) for i, row in enumerate(rows, start=1)]
+    return [{"id": number} for number in numbers], annotations, detections
+
+
+def _class_counts(labels: NDArray, class_ids: NDArray) -> NDArray:
+    return np.bincount(np.searchsorted(class_ids, labels), minlength=len(class_ids))
+
+
+def _xywh(boxes_xyxy: NDArray) -> NDArray:
+    """(N, 4) corners -> (N, 4) float64 top-left and size; float32 differences would move an IoU's seventh digit."""
+    boxes_xyxy = boxes_xyxy.astype(np.float64)
+    return np.concatenate((boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]), axis=1)
 
 
 def _mean(values: NDArray) -> float:

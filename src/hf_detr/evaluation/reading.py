@@ -176,17 +176,16 @@ def _targets_of_columns(columns: Mapping, category: str, place: str) -> Targets:
 
 def _columns(objects: Sequence[Mapping], category: str, place: str) -> dict[str, list]:
     """A list of objects -> a dict of lists; `area` and `iscrowd` may be missing from all of them, or from some."""
-    columns: dict[str, list] = {"bbox": [], category: [], "area": [], "iscrowd": []}
     for index, item in enumerate(objects):
         if "bbox" not in item or category not in item:
             raise ValueError(f"{place}: object {index} needs 'bbox' and {category!r}; got {sorted(item)}.")
-        box = _boxes([item["bbox"]], place, f"object {index}")[0]
-        area = item.get("area")
-        columns["bbox"].append(box)
-        columns[category].append(item[category])
-        columns["area"].append(float(box[2] * box[3]) if area is None else area)
-        columns["iscrowd"].append(item.get("iscrowd") or 0)
-    return columns
+    boxes = [item["bbox"] for item in objects]
+    areas = [item.get("area") for item in objects]
+    if None in areas:
+        sides = _boxes(boxes, place, "target boxes")[:, 2:].prod(axis=1).tolist()
+        areas = [side if area is None else area for side, area in zip(sides, areas, strict=True)]
+    crowds = [item.get("iscrowd") or 0 for item in objects]
+    return {"bbox": boxes, category: [item[category] for item in objects], "area": areas, "iscrowd": crowds}
 
 
 def _checked(boxes_xywh_px: NDArray, labels: NDArray, areas: NDArray, iscrowd, place: str) -> Targets:

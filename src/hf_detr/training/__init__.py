@@ -1,8 +1,8 @@
 """Training: arguments, trainer, optimizer groups, evaluation."""
 
+from ..evaluation import evaluate_model as evaluate_model
 from .arguments import DetrTrainingArguments as DetrTrainingArguments
 from .checkpoint_folders import last_checkpoint as last_checkpoint
-from .evaluation_loop import evaluate_model as evaluate_model
 from .metric import CocoMetric as CocoMetric
 from .optimizer import parameter_groups as parameter_groups
 from .trainer import DetrTrainer as DetrTrainer

@@ -8,6 +8,7 @@ from transformers import EvalPrediction
 from transformers.utils import ModelOutput
 
 from ..evaluation import CocoEvaluator
+from ..evaluation.evaluator import finite_detections
 
 
 class CocoMetric:
@@ -18,8 +19,10 @@ class CocoMetric:
         Trainer(..., compute_metrics=metric, preprocess_logits_for_metrics=metric.preprocess)
 
     Detections are made and counted in `preprocess`, batch by batch, before Trainer gathers anything: it would cut the
-    labels of the last batch to the number of its images. So memory stays flat. Labels do not hold crowd regions;
-    `DetrTrainer` takes them from the rows. `evaluator` is the `CocoEvaluator`, for tables and files.
+    labels of the last batch to the number of its images. So memory stays flat. Two things differ from `evaluate_model`:
+    labels do not hold crowd regions, and `Trainer` pads images of several sizes into one batch, which changes the
+    outputs; with per_device_eval_batch_size=1 nothing is padded. `evaluator` is the `CocoEvaluator`, for tables
+    and files.
     """
 
     def __init__(self, processor: Any, id2label: Mapping[int, str] | Sequence[str], score_threshold: float = 0.0):
@@ -30,7 +33,7 @@ class CocoMetric:
     def preprocess(self, outputs: Sequence[Any], labels: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """Takes in a batch: the model's outputs but the loss, and its label dicts; returns the scores (B, 1).
 
-        Raises ValueError where logits and boxes are not the first tensors of `outputs`.
+        Raises ValueError where logits and boxes are not the first tensors of `outputs`, or are not finite.
         """
         if self._begin:
             self.evaluator.reset()
@@ -43,9 +46,8 @@ class CocoMetric:
             )
         predictions = ModelOutput(logits=tensors[0], pred_boxes=tensors[1])
         sizes_hw = [label["orig_size"].tolist() for label in labels]
-        results = self.processor.post_process_object_detection(
-            predictions, threshold=self.score_threshold, target_sizes=sizes_hw
-        )
+        ids = [int(label["image_id"]) for label in labels]
+        results = finite_detections(self.processor, predictions, sizes_hw, ids, self.score_threshold)
         self.evaluator.update(results, labels)
         return tensors[0].softmax(-1)[..., :-1].amax((1, 2))[:, None]
 

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -90,32 +89,6 @@ class EpochOrder(Sampler[int]):
             generator = torch.Generator().manual_seed(_mixed(self.samples.seed, epoch))
             order = torch.randperm(count, generator=generator).tolist()
         yield from (epoch * count + index for index in order)
-
-
-class ShareOfBatches(Sampler[list[int]]):
-    """The batches of one process: together, the processes see each of `num_images` images once.
-
-    With `even`, a process whose share ends early goes on with its last image (or the first of all) until the longest
-    share has ended: model parallelism needs every process in every forward pass. `is_extra(step)` tells those.
-    """
-
-    def __init__(self, num_images: int, batch_size: int, process_index: int, num_processes: int, even: bool = False):
-        share = list(range(process_index, num_images, num_processes))
-        self.batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
-        self.num_own = len(self.batches)
-        if even:
-            longest = ceil(ceil(num_images / num_processes) / batch_size)
-            self.batches += [share[-1:] or [0]] * (longest - self.num_own)
-
-    def is_extra(self, step: int) -> bool:
-        """Whether the batch of this number only keeps the others company."""
-        return step >= self.num_own
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
 
 
 def _mixed(*numbers: int) -> int:

@@ -15,6 +15,7 @@ from transformers import Trainer
 
 from ..data.collator import DetectionCollator
 from ..evaluation import CocoEvaluator
+from ..evaluation.batches import SameSizeBatches
 from .arguments import DetrTrainingArguments
 from .callbacks import EarlyStopping, UpdateAverage
 from .checkpoint_folders import is_whole, last_checkpoint
@@ -24,9 +25,9 @@ from .losses import IntervalLosses
 from .optimizer import parameter_groups
 from .recipes import MODEL_SETTINGS, apply_recipe
 from .rows import check_is_transformed, class_problem, count_rows, mended, raw_rows, transform_of
-from .samplers import EpochOrder, ReproducibleSamples, ShareOfBatches
+from .samplers import EpochOrder, ReproducibleSamples
 from .trainer_checkpoints import CheckpointMixin
-from .trainer_evaluation import EvaluationMixin
+from .trainer_evaluation import EvaluationMixin, evaluated_sizes_hw
 
 
 class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
@@ -207,7 +208,7 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """This process's share of `eval_dataset` (a data set, the name of one of several, or None for the trainer's);
-        together, the processes see each image once."""
+        together, the processes see each image once, in batches of one size where the rows tell it."""
         if eval_dataset is None:
             eval_dataset = self.eval_dataset
         elif isinstance(eval_dataset, str):
@@ -221,8 +222,13 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
                 "Dataset.from_list(list(stream.take(500)), features=stream.features)."
             )
         args = self.args
-        share = ShareOfBatches(
-            len(eval_dataset), args.eval_batch_size, args.process_index, args.world_size, even=self.is_fsdp_enabled
+        share = SameSizeBatches(
+            len(eval_dataset),
+            args.eval_batch_size,
+            evaluated_sizes_hw(eval_dataset),
+            args.process_index,
+            args.world_size,
+            even=self.is_fsdp_enabled,
         )
         # a generator of its own, so that evaluating draws none of the training's random numbers
         return self._loader(eval_dataset, batch_sampler=share, generator=torch.Generator())

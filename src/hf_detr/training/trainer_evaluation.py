@@ -1,5 +1,7 @@
 """How DetrTrainer evaluates and predicts: batch by batch into a CocoEvaluator, with flat memory."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -8,12 +10,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..evaluation import CocoEvaluator
+from ..evaluation import CocoEvaluator, evaluate_detections
+from ..evaluation.batches import SameSizeBatches, processed_sizes_hw, unpadded
+from ..evaluation.evaluator import finite_detections
 from ..image_processing_detr import DetrImageProcessor
 from .health import QueryCollapse
 from .losses import EvaluationLosses
 from .rows import MendBoxes, raw_rows, transform_of
-from .samplers import ShareOfBatches
 
 
 class EvaluationMixin:
@@ -30,6 +33,8 @@ class EvaluationMixin:
     ) -> EvalLoopOutput:
         """One pass over `dataloader`; `evaluate` and `predict` call it. Of several processes, each must.
 
+        Nothing is padded: a batch of several sizes is divided. In the precision of the training while it runs, outside
+        of it in float32, unless `bf16_full_eval` or `fp16_full_eval` is set. ValueError for outputs not finite.
         Metrics are the numbers of `CocoEvaluator.summary`, `loss` and its parts, under `metric_key_prefix`. With
         "Prediction" as description, `predictions` is a list of one dict an image.
         """
@@ -40,46 +45,74 @@ class EvaluationMixin:
         losses = EvaluationLosses(
             config.num_queries, config.eos_coefficient, config.bbox_loss_coefficient, config.giou_loss_coefficient
         )
-        collapse, predictions, num_images = QueryCollapse(), [], 0
-        share = dataloader.batch_sampler if isinstance(dataloader.batch_sampler, ShareOfBatches) else None
+        collapse, predictions, order, num_images = QueryCollapse(), [], [], 0
+        share = dataloader.batch_sampler if isinstance(dataloader.batch_sampler, SameSizeBatches) else None
         rows = _Rows(dataloader.dataset)
-        was_training = model.training
-        model.eval()
         self.callback_handler.eval_dataloader = dataloader
-        for step, batch in enumerate(dataloader):
-            labels = batch.get("labels")
+        # training's own precision while it runs; afterwards full precision, so that the numbers are those of everyone
+        precision = self.accelerator.autocast if self.is_in_train else nullcontext
+
+        def batches() -> Iterator[dict]:
+            for step, batch in enumerate(dataloader):
+                extra = share is not None and share.is_extra(step)
+                # sharded models need as many forward passes everywhere; their batches are of one size already
+                for positions, part in [(None, batch)] if self.is_fsdp_enabled else unpadded(batch):
+                    labels, targets, indices = part.get("labels"), part.get("labels"), None
+                    if share is not None:
+                        indices = share.batches[step]
+                        indices = indices if positions is None else [indices[position] for position in positions]
+                        targets = rows.of(indices, labels)
+                    yield {
+                        **part,
+                        "indices": indices,
+                        "rows": targets,
+                        "targets": None if labels is None or extra else targets,
+                        "extra": extra,
+                    }
+                if not extra:
+                    self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+        def predict(batch: dict) -> list[dict]:
+            nonlocal num_images
+            labels, targets = batch.get("labels"), batch["rows"]
             inputs = {
                 name: self._prepare_input(batch[name]) for name in ("pixel_values", "pixel_mask") if name in batch
             }
             if labels is not None:
                 inputs |= {"labels": self._prepare_input(labels), **losses.counts_of(labels)}
-            with self.accelerator.autocast():
+            with precision():
                 outputs = model(**inputs)
-            if share is not None and share.is_extra(step):
-                continue
-            targets = rows.of(share.batches[step], labels) if share is not None else labels
-            results = processor.post_process_object_detection(
-                outputs, threshold=self.args.eval_score_threshold, target_sizes=_sizes_hw(labels, targets)
+            if batch["extra"]:
+                return []
+            ids = None if targets is None else [int(target["image_id"]) for target in targets]
+            results = finite_detections(
+                processor, outputs, _sizes_hw(labels, targets), ids, self.args.eval_score_threshold
             )
             if labels is not None:
-                evaluator.update(results, targets)
                 losses.add(outputs.loss_dict, labels)
             if description == "Prediction":
-                ids = [None] * len(results) if targets is None else [int(target["image_id"]) for target in targets]
-                predictions += [{"image_id": one, **result} for one, result in zip(ids, results, strict=True)]
+                ids = [None] * len(results) if ids is None else ids
+                predictions.extend({"image_id": one, **result} for one, result in zip(ids, results, strict=True))
+                order.extend(batch["indices"] or range(num_images, num_images + len(results)))
             collapse.add(outputs.logits, outputs.pred_boxes)
             num_images += len(results)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        model.train(was_training)
+            return results
+
+        was_training = model.training
+        model.eval()
+        try:
+            evaluate_detections(predict, batches(), evaluator, targets_key="targets")
+        finally:
+            model.train(was_training)
 
         collapse.warn(f"Step {self.state.global_step}, {description.lower()}")
         metrics = losses.compute(gather_object([losses.state()]))
         if metrics:
-            evaluator.synchronize_between_processes()
             self.evaluator = evaluator
             metrics |= evaluator.summary()
         if description == "Prediction":
-            predictions = self._in_order(predictions, share)
+            pairs = gather_object(list(zip(order, predictions, strict=True)))
+            predictions = [prediction for _, prediction in sorted(pairs, key=lambda pair: pair[0])]
         return EvalLoopOutput(
             predictions=predictions,
             label_ids=None,
@@ -92,18 +125,19 @@ class EvaluationMixin:
         self._share_norm_statistics()
         model = self.model if self._average is None else self._average.model
         if not self.is_in_train:
+            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # of autocast
             if self.args.fp16_full_eval or self.args.bf16_full_eval:
                 model = model.to(torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
             model = model.to(self.args.device) if self.place_model_on_device or self.args.bf16_full_eval else model
         return model
 
-    def _in_order(self, predictions: list[dict], share: ShareOfBatches | None) -> list[dict]:
-        """Of all processes, in the order of the data set."""
-        if share is None or self.args.world_size == 1:
-            return gather_object(predictions)
-        own = [index for batch in share.batches[: share.num_own] for index in batch]
-        pairs = gather_object(list(zip(own, predictions, strict=True)))
-        return [prediction for _, prediction in sorted(pairs, key=lambda pair: pair[0])]
+
+def evaluated_sizes_hw(dataset: Any) -> list[tuple[int, int]] | None:
+    """(height, width) of each image as the model will see it; None where the rows do not tell it."""
+    transform = transform_of(dataset)
+    fixed = transform is not None and all(isinstance(one, MendBoxes) for one in transform.augment)
+    return processed_sizes_hw(dataset, transform) if fixed else None
 
 
 class _Rows:
