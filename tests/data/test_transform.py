@@ -227,7 +227,7 @@ def test_pictures_of_every_mode_are_augmented(mode):
 def test_an_augmentation_that_forgets_a_column_is_named():
     transform = DetectionTransform(small_processor(), drop_second_box_only)
     batch = {name: [value] for name, value in row_with_rectangles().items() if name != "masks"}
-    with pytest.raises(ValueError, match=r"image_id 5: after augment drop_second_box_only .*'bbox': 1, 'category': 2"):
+    with pytest.raises(ValueError, match=r"image_id 5: after augment drop_second_box_only: .*'bbox': 1, 'category': 2"):
         transform(batch)
     nothing = partial(lambda row: None)
     with pytest.raises(ValueError, match="must return a row with image, image_id and objects, got NoneType"):
@@ -243,7 +243,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(coco_dir):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(
-        ValueError, match=r"image_id 101 \(.*b\.png\): the picture cannot be decoded .*; replace the file"
+        ValueError, match=r"image_id 101 \(.*b\.png\): the image cannot be decoded .*; replace the file"
     ):
         transform_dataset(dataset, transform)[1]
     path.unlink()
