@@ -224,6 +224,16 @@ def test_pictures_of_every_mode_are_augmented(mode):
     assert DetectionTransform(small_processor(), "paper")(batch)["pixel_values"][0].shape[0] == 3
 
 
+def test_sixteen_bit_images_keep_their_tones_in_the_papers_augmentation():
+    row = row_with_rectangles()
+    grey = np.arange(120 * 90, dtype=np.uint16).reshape(90, 120) % 256
+    results = []
+    for image in (Image.fromarray(grey.astype(np.uint8)).convert("RGB"), Image.fromarray(grey * 257)):
+        torch.manual_seed(0)
+        results.append(np.asarray(paper_augmentation(60)({**row, "image": image})["image"]))
+    assert np.array_equal(*results)
+
+
 def test_an_augmentation_that_forgets_a_column_is_named():
     transform = DetectionTransform(small_processor(), drop_second_box_only)
     batch = {name: [value] for name, value in row_with_rectangles().items() if name != "masks"}

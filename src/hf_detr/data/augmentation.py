@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvF
 
 from ..boxes import xywh_to_xyxy, xyxy_to_xywh
+from ..image_processing.loading import load_image
 from .targets import columns_of, read_targets, replace_objects
 
 # Carion et al. 2020, 4 and appendix A.4: pixels of the shortest edge, at a base of 800
@@ -73,22 +74,27 @@ class PaperAugmentation:
     def __call__(self, row: Mapping[str, Any], as_tensor: bool = False) -> dict[str, Any]:
         """Row of the schema (`image` PIL, `objects` a dict of lists) -> row; TypeError for an image without PIL.
 
-        With `as_tensor` an RGB image comes out as (3, height, width) uint8: no way back to PIL, and forth again.
+        With `as_tensor` an image of colours comes out as (3, height, width) uint8: no way back to PIL, and forth again.
         """
-        image = row["image"]
-        if not isinstance(image, Image.Image):
-            raise TypeError(f"image_id {row.get('image_id')}: expected a PIL image, got {type(image).__name__}.")
-        if image.mode not in ("L", "RGB"):
-            image = image.convert("RGB")  # palettes and bilevel images cannot be interpolated
-        mode, size_hw = image.mode, (image.height, image.width)
+        place = f"image_id {row.get('image_id')}"
+        if not isinstance(row["image"], Image.Image):
+            raise TypeError(f"{place}: expected a PIL image, got {type(row['image']).__name__}.")
+        with torch.device("cpu"):  # tv_tensors are made on the default device
+            return self._augmented(row, place, as_tensor)
+
+    def _augmented(self, row: Mapping[str, Any], place: str, as_tensor: bool) -> dict[str, Any]:
+        grey = row["image"].mode == "L"
+        # as the image processor reads it: 16-bit images keep their tones
+        pixels = load_image(row["image"], place, do_convert_rgb=not grey, do_exif_transpose=False)
+        size_hw = pixels.shape[1], pixels.shape[2]
         plan = self._plan(size_hw)
         # torch resizes bytes in a quarter of PIL's time, in the order of memory that they come in from PIL
-        pixels = torch.from_numpy(np.array(image)).reshape(*size_hw, -1).permute(2, 0, 1)
+        pixels = pixels if pixels.dtype == torch.uint8 else pixels.clamp(0, 255).to(torch.uint8)
         image = plan.apply(tv_tensors.Image(pixels)).as_subclass(Tensor)
-        if not (as_tensor and mode == "RGB"):
+        if grey or not as_tensor:
             image = Image.fromarray(image.permute(1, 2, 0).squeeze(2).contiguous().numpy())
 
-        targets = read_targets(row, f"image_id {row.get('image_id')}")
+        targets = read_targets(row, place)
         boxes = xywh_to_xyxy(torch.from_numpy(targets.boxes_xywh_px).float())
         boxes = plan.apply(tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size_hw)).as_subclass(Tensor)
         boxes_xywh_px = xyxy_to_xywh(boxes).numpy()
@@ -96,12 +102,12 @@ class PaperAugmentation:
         # a mask's share of its box is taken to stay what it was
         areas_px = targets.areas_px * boxes_xywh_px[:, 2:].prod(axis=1)
         areas_px /= np.maximum(targets.boxes_xywh_px[:, 2:].prod(axis=1), 1e-12)
-        columns = columns_of(row["objects"], f"image_id {row.get('image_id')}")
+        columns = columns_of(row["objects"], place)
         objects = replace_objects(columns, in_view, boxes_xywh_px[in_view], areas_px[in_view])
         height, width = plan.final_hw
         result = {**row, "image": image, "width": width, "height": height, "objects": objects}
         if row.get("masks") is not None:
-            masks = tv_tensors.Mask(torch.as_tensor(row["masks"], device="cpu").reshape(-1, *size_hw))
+            masks = tv_tensors.Mask(torch.as_tensor(row["masks"]).reshape(-1, *size_hw))
             result["masks"] = plan.apply(masks).as_subclass(Tensor)[in_view]
         return result
 

@@ -244,8 +244,8 @@ def _areas(values: Any, of_boxes: NDArray, place: str) -> NDArray:
     if areas is None or areas.dtype.kind not in "fiu" or areas.ndim != 1:
         areas = [_number(own if value is None else value) for value, own in zip(values, of_boxes, strict=True)]
         areas = np.array(areas, dtype=np.float64)
-    given = np.array([value is not None for value in values], dtype=bool)
-    bad = given & ~(np.isfinite(areas) & (areas >= 0))
+    # the area of a bad box is no fault of its own
+    bad = ~(np.isfinite(areas) & (areas >= 0)) & ~np.isclose(areas, of_boxes, rtol=1e-6, atol=0, equal_nan=True)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
         raise ValueError(
