@@ -23,6 +23,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .image_processing.annotations import prepare_labels
+from .image_processing.canvas_buffer import CanvasBuffer
 from .image_processing.loading import as_image_list, check_float_range, load_image
 from .image_processing.padding import canvas_size, draw_canvas, draw_pixel_mask
 from .image_processing.post_processing import detections_from_outputs
@@ -53,6 +54,10 @@ class DetrImageProcessor(BaseImageProcessor):
 
     Every argument is an attribute of the same name, and can be given to a call to override it there.
 
+    A processor keeps the memory of its last batch once nothing else does, for its next batch (`CanvasBuffer`: at most
+    256 MiB for pixel values and as much for the mask, freed with the processor; copies and pickles have none of it).
+    Threads may share a processor.
+
     Args:
         format: of the annotations, "coco_detection". "coco_panoptic" is read from files; its annotations are not
             supported yet.
@@ -66,15 +71,16 @@ class DetrImageProcessor(BaseImageProcessor):
         do_pad: pad to the largest height and width of the batch, or to `pad_size`, at the bottom and right, with
             zeros *after* normalising, and return `pixel_mask`.
         pad_size: {"height", "width"}, a pair, or an integer for a square, in pixels.
-        do_convert_rgb: three channels whatever the picture's mode; transparency is dropped as PIL's `convert("RGB")`
+        do_convert_rgb: three channels whatever the image's mode; transparency is dropped as PIL's `convert("RGB")`
             does. Turn it off for models of 1 or N channels: then channels are left as they are.
         do_convert_annotations: boxes as (centre x, centre y, width, height) in [0, 1] of the visible image; else
             xyxy in pixels of the resized image. Default: as `do_normalize`.
         do_exif_transpose: turn PIL images and files upright as their EXIF orientation says. Annotations are in the
             coordinates of the upright image, as viewers and annotation tools show it; so are sizes in labels, and
             `target_sizes` must be (`ImageOps.exif_transpose(image).size[::-1]`, or the label's `orig_size`).
-        on_bad_box: "error", "drop" or "clip", for boxes that are not finite, have no width or height, or lie outside
-            their image. The last two warn with a count. Overhang is always clipped.
+        on_bad_box: "error", "drop" or "clip", for boxes that are not finite, have no width or height, lie outside
+            their image, or reach beyond it by more than a pixel, as in `load_detection_dataset` and the trainer. The
+            last two warn with a count. A smaller overhang is always clipped.
 
     Raises:
         TypeError: an unknown argument; the message names the nearest valid ones.
@@ -125,6 +131,7 @@ class DetrImageProcessor(BaseImageProcessor):
             "on_bad_box": on_bad_box,
         }
         vars(self).update(check_settings(settings))
+        self._buffer = CanvasBuffer()
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **kwargs: Any):
@@ -186,7 +193,7 @@ class DetrImageProcessor(BaseImageProcessor):
 
         Returns:
             pixel_values (B, C, H, W) float32, padding exactly 0; pixel_mask (B, H, W) int64, 1 on image and 0 on
-            padding, with `do_pad`; labels with `annotations`: a list of dicts, see `_image_annotations.prepare_labels`.
+            padding, with `do_pad`; labels with `annotations`: a list of dicts, see `image_processing.annotations`.
 
         Raises:
             TypeError: an unknown argument, or what is neither image nor annotation.
@@ -226,12 +233,12 @@ class DetrImageProcessor(BaseImageProcessor):
             ]
 
         if canvas_hw is None:
-            alone = [draw_canvas([image], [hw], hw, settings)[0] for image, hw in zip(images, visible_hw, strict=True)]
-            data = {"pixel_values": alone}
+            pairs = zip(images, visible_hw, strict=True)
+            data = {"pixel_values": [draw_canvas([one], [hw], hw, settings, self._buffer)[0] for one, hw in pairs]}
         else:
-            data = {"pixel_values": draw_canvas(images, visible_hw, canvas_hw, settings)}
+            data = {"pixel_values": draw_canvas(images, visible_hw, canvas_hw, settings, self._buffer)}
             if settings["do_pad"]:
-                data["pixel_mask"] = draw_pixel_mask(visible_hw, canvas_hw, images[0].device)
+                data["pixel_mask"] = draw_pixel_mask(visible_hw, canvas_hw, images[0].device, self._buffer)
         encoded = BatchFeature(data, tensor_type=return_tensors if return_tensors == "np" else None)
         if labels is not None:
             moved = [{name: value.to(images[0].device) for name, value in label.items()} for label in labels]
@@ -241,7 +248,7 @@ class DetrImageProcessor(BaseImageProcessor):
     def post_process_object_detection(
         self,
         outputs: Any,
-        threshold: float = 0.5,
+        threshold: float | None = 0.5,
         target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         top_k: int | None = None,
         class_thresholds: Mapping[int, float] | Sequence[float] | None = None,
@@ -256,12 +263,13 @@ class DetrImageProcessor(BaseImageProcessor):
         Args:
             outputs: with `logits` (B, Q, C + 1), the last class being "no object", and `pred_boxes` (B, Q, 4), cxcywh
                 in [0, 1].
-            threshold: keeps what scores above it; the score is the best class's probability, "no object" aside. A NaN
-                never does.
+            threshold: keeps what scores above it; the score is the best class's probability, "no object" aside. None
+                keeps every query. One with NaN or infinite logits or box is never kept, and warned of.
             target_sizes: (height, width) of each image, a list or a (B, 2) tensor: boxes are then xyxy in its pixels,
                 not clipped to it; without, xyxy in [0, 1].
             top_k: at most so many an image, the best first; without, all in the order of the queries, as stock.
-            class_thresholds: {label: threshold} for classes that differ from `threshold`, or one for every class.
+            class_thresholds: {label: threshold} for classes that differ from `threshold`, or one for every class;
+                None as there.
             nms_iou_threshold: drops a box that overlaps a better one of its class by more than this IoU. DETR needs
                 none; off by default.
 

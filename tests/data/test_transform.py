@@ -224,10 +224,20 @@ def test_pictures_of_every_mode_are_augmented(mode):
     assert DetectionTransform(small_processor(), "paper")(batch)["pixel_values"][0].shape[0] == 3
 
 
+def test_sixteen_bit_images_keep_their_tones_in_the_papers_augmentation():
+    row = row_with_rectangles()
+    grey = np.arange(120 * 90, dtype=np.uint16).reshape(90, 120) % 256
+    results = []
+    for image in (Image.fromarray(grey.astype(np.uint8)).convert("RGB"), Image.fromarray(grey * 257)):
+        torch.manual_seed(0)
+        results.append(np.asarray(paper_augmentation(60)({**row, "image": image})["image"]))
+    assert np.array_equal(*results)
+
+
 def test_an_augmentation_that_forgets_a_column_is_named():
     transform = DetectionTransform(small_processor(), drop_second_box_only)
     batch = {name: [value] for name, value in row_with_rectangles().items() if name != "masks"}
-    with pytest.raises(ValueError, match=r"image_id 5: after augment drop_second_box_only .*'bbox': 1, 'category': 2"):
+    with pytest.raises(ValueError, match=r"image_id 5: after augment drop_second_box_only: .*'bbox': 1, 'category': 2"):
         transform(batch)
     nothing = partial(lambda row: None)
     with pytest.raises(ValueError, match="must return a row with image, image_id and objects, got NoneType"):
@@ -243,7 +253,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(coco_dir):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(
-        ValueError, match=r"image_id 101 \(.*b\.png\): the picture cannot be decoded .*; replace the file"
+        ValueError, match=r"image_id 101 \(.*b\.png\): the image cannot be decoded .*; replace the file"
     ):
         transform_dataset(dataset, transform)[1]
     path.unlink()

@@ -277,10 +277,13 @@ def test_a_bad_detection_names_its_image(detections, message):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ({"image_id": 7, "objects": {"bbox": [[1, 2, 3, 4]], "category": [0, 1]}}, "image 7: 1 target boxes, 2 labels"),
+        (
+            {"image_id": 7, "objects": {"bbox": [[1, 2, 3, 4]], "category": [0, 1]}},
+            r"image 7: .* differ in length, {'bbox': 1, 'category': 2}",
+        ),
         (
             {"image_id": 7, "objects": {"bbox": [[1, 2, -3, 4]], "category": [0]}},
-            "image 7: target 0 has a neg",
+            "image 7: target boxes have a neg",
         ),
         (
             {"image_id": 7, "objects": {"bbox": [[1, 2, float("nan"), 4]], "category": [0]}},

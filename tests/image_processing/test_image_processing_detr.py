@@ -51,7 +51,9 @@ def test_padding_never_moves_a_label(processor, convert):
 
 def test_boxes_are_fractions_of_the_visible_image(processor):
     label = processor(
-        [random_image(40, 80), random_image(80, 40)], [annotation([20, 10, 40, 20])] * 2, return_tensors="pt"
+        [random_image(40, 80), random_image(80, 40)],
+        [annotation([20, 10, 40, 20]), annotation([10, 20, 20, 40])],
+        return_tensors="pt",
     )["labels"][0]
     assert label["boxes"].tolist() == [[0.5, 0.5, 0.5, 0.5]]
     assert label["size"].tolist() == [32, 64]
@@ -130,7 +132,18 @@ def test_numpy_tensors_on_request(processor):
 # --- kinds of images ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "PA", "RGBA", "CMYK", "1", "YCbCr", "HSV"])
+@pytest.mark.parametrize("convert", [True, False])
+def test_colours_multiplied_by_their_alpha_are_divided_again(convert):
+    processor = DetrImageProcessor(**SMALL, do_convert_rgb=convert, image_mean=[0.5], image_std=[0.5])
+    for mode, straight in (("La", "LA"), ("RGBa", "RGBA")):
+        image = random_image(33, 47).convert(straight)
+        image.putalpha(128)
+        image = image.convert(mode)
+        expected = processor(image.convert(straight), return_tensors="pt").pixel_values
+        assert torch.equal(processor(image, return_tensors="pt").pixel_values, expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "PA", "RGBA", "CMYK", "1", "YCbCr", "HSV", "LAB"])
 def test_every_pil_mode_is_seen_as_its_rgb(processor, mode):
     image = random_image(33, 47).convert("RGB").convert(mode) if mode != "PA" else random_image(33, 47).convert("P")
     if mode == "PA":
@@ -148,7 +161,7 @@ def test_transparent_palette_and_alpha_are_dropped_without_a_warning(processor, 
     assert not recwarn.list
 
 
-def test_sixteen_bit_pictures_keep_their_tones(processor):
+def test_sixteen_bit_images_keep_their_tones(processor):
     grey = np.array(random_image(33, 47).convert("L"))
     wide = grey.astype(np.uint16) * 257
     expected = processor(grey, return_tensors="pt").pixel_values
@@ -176,7 +189,7 @@ def test_numpy_torch_and_pil_agree_in_any_layout_and_integer_type(processor, tmp
     assert torch.equal(processor(batch, return_tensors="pt").pixel_values, expected.repeat(2, 1, 1, 1))
 
 
-def test_floats_are_rescaled_as_told_and_a_second_time_is_noticed(processor, recwarn):
+def test_floats_are_rescaled_as_set_and_a_second_time_is_noticed(processor, recwarn):
     hwc = np.array(random_image(32, 48))
     expected = processor(hwc, return_tensors="pt").pixel_values
     for dtype in (np.float16, np.float32, np.float64):
@@ -205,7 +218,7 @@ def test_one_pixel_image(processor):
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_pictures_stand_upright_as_their_exif_says(processor, tmp_path, orientation):
+def test_images_stand_upright_as_their_exif_says(processor, tmp_path, orientation):
     upright = random_image(32, 48)
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # PIL.Image.Transpose that a camera would have left
     stored = upright.transpose(undo)
@@ -279,10 +292,11 @@ def test_what_is_no_image_is_refused(processor, image, error, message):
 # --- annotations ----------------------------------------------------------------------------------------------------
 
 
-def test_crowds_are_left_out_and_overhang_is_clipped(processor):
+def test_crowds_are_left_out_and_overhang_is_clipped_on_request(processor):
     target = annotation([-10, 20, 40, 400])
     target["annotations"] += [{"bbox": [float("nan")] * 4, "category_id": 3, "iscrowd": 1}]
-    label = processor(random_image(64, 64), target, return_tensors="pt")["labels"][0]
+    with pytest.warns(UserWarning, match=r"Of 1 boxes 1 clipped to the image.*image_id 7\): object 0: partly outside"):
+        label = processor(random_image(64, 64), target, return_tensors="pt", on_bad_box="clip")["labels"][0]
     assert label["class_labels"].tolist() == [1]
     assert label["iscrowd"].tolist() == [0]
     assert label["boxes"].tolist() == [[15 / 64, 42 / 64, 30 / 64, 44 / 64]]
@@ -313,28 +327,30 @@ def test_rows_of_a_data_set_are_annotations_too(processor):
 @pytest.mark.parametrize(
     ("bbox", "reason"),
     [
-        ([float("nan"), 1, 5, 5], "is not finite"),
-        ([1, 1, float("inf"), 5], "is not finite"),
-        ([1, 1, -5, 5], "no width or height"),
-        ([1, 1, 5, 0], "no width or height"),
-        ([64, 1, 5, 5], "outside its image of 64 x 64 pixels"),
-        ([-9, 1, 5, 5], "outside its image"),
+        ([float("nan"), 1, 5, 5], "not finite"),
+        ([1, 1, float("inf"), 5], "not finite"),
+        ([1, 1, -5, 5], "negative size"),
+        ([1, 1, 5, 0], "no area"),
+        ([64, 1, 5, 5], "outside the image"),
+        ([-9, 1, 5, 5], "outside the image"),
+        ([60, 1, 6, 5], "partly outside the image"),
     ],
 )
 def test_a_bad_box_is_an_error_or_counted(processor, bbox, reason):
     image, target = random_image(64, 64), annotation([2, 2, 9, 9], bbox, [3, 3, 9, 9], image_id=41)
-    with pytest.raises(ValueError, match=rf"image_id 41.*object 1: bbox \[.*{reason}.*on_bad_box='drop'"):
+    with pytest.raises(ValueError, match=rf"image_id 41.*object 1: box \[.*of a 64 x 64.*{reason}.*on_bad_box='drop'"):
         processor(image, target, return_tensors="pt")
-    with pytest.warns(UserWarning, match=r"image_id 41.*left out 1 bad box\(es\), indices \[1\]"):
+    with pytest.warns(UserWarning, match=rf"1 dropped \({reason}: 1\).*image_id 41\): object 1"):
         label = processor(image, target, return_tensors="pt", on_bad_box="drop")["labels"][0]
     assert label["boxes"].shape == (2, 4)
     assert label["boxes"].isfinite().all()
 
 
 def test_clip_keeps_what_is_left_of_a_box(processor):
-    label = processor(random_image(64, 64), annotation([32, 0, float("inf"), 64]), on_bad_box="clip")["labels"][0]
+    with pytest.warns(UserWarning, match="1 clipped"):
+        label = processor(random_image(64, 64), annotation([32, 0, float("inf"), 64]), on_bad_box="clip")["labels"][0]
     assert label["boxes"].tolist() == [[0.75, 0.5, 0.5, 1.0]]
-    with pytest.warns(UserWarning, match=r"left out 2 bad box"):
+    with pytest.warns(UserWarning, match=r"Of 2 boxes 2 dropped"):
         label = processor(random_image(64, 64), annotation([70, 0, 5, 5], [1, 1, 0, 9]), on_bad_box="clip")["labels"][0]
     assert label["boxes"].shape == (0, 4)
 
@@ -342,16 +358,22 @@ def test_clip_keeps_what_is_left_of_a_box(processor):
 @pytest.mark.parametrize(
     ("target", "error", "message"),
     [
-        (one_object(category_id=1), ValueError, "image_id 3.*object 0 has no bbox, only category_id"),
-        (one_object(bbox=[1, 1, 2, 2]), ValueError, "image_id 3.*object 0 has no category_id, only bbox"),
+        (one_object(category_id=1), ValueError, "image_id 3.*object 0 needs 'bbox' and 'category_id'; got category_id"),
+        (one_object(bbox=[1, 1, 2, 2]), ValueError, "image_id 3.*object 0 needs 'bbox' and 'category_id'; got bbox"),
         (annotation([1, 2, 3]), ValueError, "expected four numbers"),
         (annotation([1, 2, 3, 4], category_id=-1), ValueError, "category_id -1 is negative"),
         (annotation([1, 2, 3, 4], category_id="cat"), TypeError, "label2id"),
-        (annotation([1, 2, 3, 4], category_id=1.5), TypeError, "no integer"),
+        (annotation([1, 2, 3, 4], category_id=1.5), TypeError, "must be one integer"),
         (annotation([1, 2, 3, 4], area=float("nan")), ValueError, "area nan"),
-        ({"annotations": []}, ValueError, r"annotations\[0\]: no image_id"),
-        ({"image_id": "a.jpg", "annotations": []}, TypeError, "no integer"),
-        ({"image_id": 3}, ValueError, "neither annotations nor objects"),
+        ({"annotations": []}, ValueError, r"annotations\[0\]: no 'image_id'"),
+        ({"image_id": "a.jpg", "annotations": []}, TypeError, "must be one integer"),
+        ({"image_id": 3}, ValueError, "image_id 3.*'objects'.*or 'annotations'.*got image_id"),
+        (annotation([1, 2, 3, 4], area="x"), ValueError, "image_id 7.*object 0: area 'x'; expected squared pixels"),
+        (annotation([1, 2, 3, 4], area=-1), ValueError, "image_id 7.*object 0: area -1"),
+        (annotation([1, 2, 3, 4], category_id=2**70), ValueError, "image_id 7.*object 0: category_id.*64 bits"),
+        (annotation([1, 2, 3, 4], iscrowd="0"), ValueError, "image_id 7.*object 0: iscrowd '0'; expected 0 or 1"),
+        (annotation([1, 2, 3, "4"]), ValueError, "image_id 7.*object 0: bbox .*four numbers"),
+        (annotation(image_id=2**70), ValueError, r"annotations\[0\]: 'image_id' 1180.* does not fit in 64 bits"),
         ({"image_id": 3, "segments_info": []}, ValueError, "panoptic"),
         ({"image_id": 3, "annotations": 5}, TypeError, "list of dicts"),
         ({"image_id": 3, "annotations": [5]}, TypeError, "object 0 is int"),
@@ -390,6 +412,13 @@ def test_masks_follow_their_image(processor):
     target["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
     with pytest.raises(ValueError, match=r"image_id 7.*object 0: polygon \[1, 2, 3, 4\]"):
         processor(random_image(64, 64), target, return_segmentation_masks=True)
+    target["annotations"][0]["segmentation"] = [16, 16, 48, 16, 48, 48]
+    with pytest.raises(ValueError, match=r"image_id 7.*object 0: polygon 16; .*a list in the list of polygons"):
+        processor(random_image(64, 64), target, return_segmentation_masks=True)
+    for counts in ([10, 20], [5000], [-1, 4097], ["a"], "garbage!!", b"\xff\xfe", "", None, [2**70]):
+        target["annotations"][0]["segmentation"] = {"size": [64, 64], "counts": counts}
+        with pytest.raises(ValueError, match=r"image_id 7.*object 0: the run-length encoding .* cannot be decoded"):
+            processor(random_image(64, 64), target, return_segmentation_masks=True)
     target["annotations"][0]["segmentation"] = {"size": [5, 5], "counts": [25]}
     with pytest.raises(ValueError, match=r"size \[5, 5\], its image \[64, 64\]"):
         processor(random_image(64, 64), target, return_segmentation_masks=True)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_detr.image_processing import post_processing as _image_post_processing
 from hf_detr.image_processing_detr import DetrImageProcessor
 
 NUM_CLASSES = 5
@@ -110,7 +109,9 @@ def test_nms_is_off_by_default_and_knows_the_classes(processor):
 def test_nan_scores_and_half_precision_are_survived(processor):
     outputs = outputs_of([[(1, 0.9, LEFT), (2, 0.9, RIGHT)]])
     outputs.logits[0, 0] = float("nan")
-    assert processor.post_process_object_detection(outputs)[0]["labels"].tolist() == [2]
+    with pytest.warns(UserWarning, match="1 of 6 queries have NaN"):
+        assert processor.post_process_object_detection(outputs)[0]["labels"].tolist() == [2]
+    outputs = outputs_of([[(2, 0.9, RIGHT)]])
     halves = SimpleNamespace(logits=outputs.logits.bfloat16(), pred_boxes=outputs.pred_boxes.bfloat16())
     found = processor.post_process_object_detection(halves)[0]
     assert found["scores"].dtype == torch.float32
@@ -122,15 +123,10 @@ def test_one_copy_from_the_device_a_batch(processor, monkeypatch):
     original = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: (copies.append(tuple(self.shape)), original(self))[1])
     outputs = outputs_of([[(1, 0.9, LEFT)]] * 8)
-    on_host = processor.post_process_object_detection(outputs, target_sizes=[(10, 10)] * 8)
-    assert copies == []
-    monkeypatch.setattr(_image_post_processing, "_is_on_host", lambda tensor: False)
-    from_device = processor.post_process_object_detection(outputs, target_sizes=[(10, 10)] * 8)
-    assert copies == [(8, 6, 6)]
-    for ours, theirs in zip(on_host, from_device, strict=True):
-        for name, values in ours.items():
-            assert values.dtype == theirs[name].dtype
-            torch.testing.assert_close(values, theirs[name])
+    for sizes in (None, [(10, 10)] * 8, torch.full((8, 2), 10)):
+        copies.clear()
+        processor.post_process_object_detection(outputs, target_sizes=sizes, top_k=3, nms_iou_threshold=0.5)
+        assert copies == [(8, 6, 6)]
 
 
 def test_nothing_is_remembered_for_gradients(processor):
@@ -148,6 +144,8 @@ def test_nothing_is_remembered_for_gradients(processor):
         ({"nms_iou_threshold": 70}, ValueError, "IoU in"),
         ({"class_thresholds": {9: 0.5}}, ValueError, r"no classes \[9\]; the model has 0 to 4"),
         ({"class_thresholds": [0.5]}, ValueError, "1 values for 5 classes"),
+        ({"threshold": 50}, ValueError, "threshold=50: expected a probability"),
+        ({"threshold": float("nan")}, ValueError, "threshold=nan"),
         ({"treshold": 0.5}, TypeError, "treshold"),
     ],
 )
@@ -163,15 +161,47 @@ def test_a_result_takes_nothing_of_the_batch_along_when_pickled_and_can_be_writt
     assert torch.equal(many[1]["boxes"], one[0]["boxes"])
 
 
-def test_what_cannot_pass_is_found_without_looking_and_changes_nothing(processor):
-    """The best class is looked for only where some class can pass; scores on either side of the threshold."""
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.5])
+def test_nan_and_infinity_never_become_a_detection(processor, bad, threshold):
+    """Law 12, whichever number of a query it is."""
+    objects = [[(1, 0.9, LEFT), (2, 0.9, RIGHT)]]
+    for column in range(NUM_CLASSES + 1):
+        outputs = outputs_of(objects)
+        outputs.logits[0, 0, column] = bad
+        with pytest.warns(UserWarning, match="1 of 6 queries have NaN or infinite"):
+            found = processor.post_process_object_detection(outputs, threshold)[0]
+        assert 1 not in found["labels"].tolist()
+        assert 2 in found["labels"].tolist()
+    for column in range(4):
+        outputs = outputs_of(objects)
+        outputs.pred_boxes[0, 0, column] = bad
+        with pytest.warns(UserWarning, match="1 of 6 queries"):
+            found = processor.post_process_object_detection(outputs, threshold, target_sizes=[(10, 20)])[0]
+        assert 1 not in found["labels"].tolist()
+        assert found["boxes"].isfinite().all()
+
+
+def test_no_threshold_keeps_every_query(processor):
+    outputs = outputs_of([[(1, 0.9, LEFT), (2, 1e-3, RIGHT)], []])
+    for found in processor.post_process_object_detection(outputs, threshold=None):
+        assert len(found["labels"]) == 6
+    found = processor.post_process_object_detection(outputs, class_thresholds={2: None})[0]
+    assert found["labels"].tolist() == [1, 2]
+    best = processor.post_process_object_detection(outputs, threshold=None, top_k=np.int64(2))[0]
+    assert best["labels"].tolist()[0] == 1
+    assert len(best["labels"]) == 2
+
+
+def test_a_threshold_keeps_what_scores_above_it_and_changes_nothing(processor):
     generator = torch.Generator().manual_seed(0)
     for scale in (0.01, 1.0, 30.0):
         logits = torch.randn(4, 200, NUM_CLASSES + 1, generator=generator) * scale
         outputs = SimpleNamespace(logits=logits, pred_boxes=torch.rand(4, 200, 4, generator=generator))
-        everything = processor.post_process_object_detection(outputs, threshold=0.0)
+        everything = processor.post_process_object_detection(outputs, threshold=None)
+        assert all(len(result["scores"]) == 200 for result in everything)
         scores = torch.cat([result["scores"] for result in everything])
-        for threshold in (1e-6, *scores.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist(), 0.9999):
+        for threshold in (0.0, 1e-6, *scores.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist(), 0.9999):
             for found, every in zip(
                 processor.post_process_object_detection(outputs, threshold=threshold), everything, strict=True
             ):

@@ -27,8 +27,8 @@ def random_annotation(image, image_id, count=5):
     rng = np.random.default_rng(image_id)
     objects = []
     for _ in range(count):
-        x, y = rng.random(2) * [image.width * 0.8, image.height * 0.8]
-        w, h = rng.random(2) * [image.width * 0.6, image.height * 0.6] + 1
+        x, y = rng.random(2) * [image.width * 0.5, image.height * 0.5]
+        w, h = (rng.random(2) * 0.49 + 0.01) * [image.width, image.height]
         bbox = [float(v) for v in (x, y, w, h)]
         objects.append({"bbox": bbox, "category_id": int(rng.integers(9)), "area": float(w * h), "iscrowd": 0})
     objects[-1]["iscrowd"] = 1
@@ -48,8 +48,8 @@ def test_pixels_and_mask_are_stocks(images, size, more):
     settings = {"size": size, **more}
     ours, stock = DetrImageProcessor(**settings), Stock(**settings)
     for batch in ([image] for image in images), (images,):
-        for pictures in batch:
-            got, expected = ours(pictures, return_tensors="pt"), stock(pictures, return_tensors="pt")
+        for several in batch:
+            got, expected = ours(several, return_tensors="pt"), stock(several, return_tensors="pt")
             assert torch.equal(got["pixel_values"], expected["pixel_values"])
             assert torch.equal(got["pixel_mask"], expected["pixel_mask"])
             assert got["pixel_mask"].dtype == expected["pixel_mask"].dtype
@@ -83,6 +83,18 @@ def test_labels_of_an_image_alone_are_stocks(images, convert):
         for name in expected:
             assert got[name].dtype == expected[name].dtype
             assert torch.allclose(got[name], expected[name], rtol=1e-5, atol=1e-6), name
+
+
+def test_overhang_is_clipped_on_request_as_stock_always_does(images):
+    target = random_annotation(images[0], 0)
+    for obj in target["annotations"]:
+        obj["bbox"][2:] = [images[0].width * 0.7, images[0].height * 0.8]
+    expected = Stock(size=SIZES[0])(images[0], target, return_tensors="pt")["labels"][0]["boxes"]
+    with pytest.warns(UserWarning, match="clipped to the image"):
+        got = DetrImageProcessor(size=SIZES[0], on_bad_box="clip")(images[0], target, return_tensors="pt")["labels"][0]
+    assert torch.allclose(got["boxes"], expected, atol=1e-6)
+    with pytest.raises(ValueError, match="partly outside the image; correct it"):
+        DetrImageProcessor(size=SIZES[0])(images[0], target, return_tensors="pt")
 
 
 def test_beside_a_wider_image_stock_moves_the_boxes_and_we_do_not(images):

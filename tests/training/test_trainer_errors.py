@@ -37,21 +37,21 @@ def test_other_arguments_and_functions_of_metrics_are_refused(tmp_path):
 
 
 def _with_bad_box(rows):
-    def spoil(row):
+    def with_overhang(row):
         if row["image_id"] == 3:
             row["objects"]["bbox"][0] = [50.0, 50.0, 40.0, 10.0]  # of 64 pixels
         return row
 
-    return rows.map(spoil)
+    return rows.map(with_overhang)
 
 
 def test_a_bad_box_stops_before_the_first_step_and_names_its_image(make_trainer):
-    with pytest.raises(ValueError, match=r"train_dataset: image_id 3, box 0: .*partly outside the image"):
+    with pytest.raises(ValueError, match=r"train_dataset: image_id 3: object 0: .*partly outside the image"):
         make_trainer(rows=_with_bad_box(scenes()))
 
 
 @pytest.mark.parametrize(("policy", "lost"), [("drop", 1), ("clip", 0)])
-def test_bad_boxes_are_mended_and_counted(make_trainer, policy, lost):
+def test_bad_boxes_are_dropped_or_clipped_and_counted(make_trainer, policy, lost):
     rows = _with_bad_box(scenes())
     objects = len(rows[3]["objects"]["bbox"])
     with pytest.warns(UserWarning, match="1 (dropped|clipped)"):

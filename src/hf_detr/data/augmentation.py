@@ -1,4 +1,4 @@
-"""The paper's augmentation, on picture, boxes and masks together."""
+"""The paper's augmentation, on image, boxes and masks together."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +10,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvF
 
+from ..boxes import xywh_to_xyxy, xyxy_to_xywh
+from ..image_processing.loading import load_image
+from .targets import columns_of, read_targets, replace_objects
+
 # Carion et al. 2020, 4 and appendix A.4: pixels of the shortest edge, at a base of 800
 _SCALES = tuple(range(480, 801, 32))
 _SCALES_BEFORE_CROP = (400, 500, 600)
@@ -18,7 +22,7 @@ _BASE = 800
 
 
 class _Plan(NamedTuple):
-    """What is done to one picture; sizes are (height, width) in pixels."""
+    """What is done to one image; sizes are (height, width) in pixels."""
 
     flip: bool
     hw_before_crop: tuple[int, int] | None
@@ -37,16 +41,16 @@ class _Plan(NamedTuple):
 class PaperAugmentation:
     """Flip, multi-scale resize, random crop; a callable on a row of the schema, returning a new row.
 
-    Half of the pictures are mirrored. Then half are resized so that the shortest edge is one of 480, 512 ... 800 (the
+    Half of the images are mirrored. Then half are resized so that the shortest edge is one of 480, 512 ... 800 (the
     longest at most 1333); the other half are resized to 400, 500 or 600, a rectangle with sides of 384 to 600 is cut
     out, and that is resized as the first half. `shortest_edge` and `longest_edge` scale all these numbers from 800
     and 1333.
 
-    Boxes are cut to what remains in view, objects out of view leave (they are not in the picture), areas shrink with
+    Boxes are cut to what remains in view, objects out of view leave (they are not in the image), areas shrink with
     the visible part of their box. A row may have `masks`, (N, height, width). Random numbers are torch's: seeded by
-    `torch.manual_seed`, different in every data loader worker. The picture comes out at its final size: the image
-    processor must not resize it again, which `DetectionTransform` sees from `resizes`. `final_hw` tells that size
-    beforehand, so that pictures that will be alike can be put into one batch.
+    `torch.manual_seed`, different in every data loader worker. The image comes out at its final size: the image
+    processor must not resize it again, which `DetectionTransform` sees from `resizes`. `final_hw` gives that size
+    beforehand, so that images that will be alike can be put into one batch.
     """
 
     resizes = True
@@ -64,43 +68,42 @@ class PaperAugmentation:
         self._scales, self._scales_before_crop, self._crop_sides = map(scaled, (_SCALES, _SCALES_BEFORE_CROP, _CROP))
 
     def final_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) that a call would give a picture of `size_hw`, with the random numbers of that call."""
+        """(height, width) that a call would give an image of `size_hw`, with the random numbers of that call."""
         return self._plan(size_hw).final_hw
 
     def __call__(self, row: Mapping[str, Any], as_tensor: bool = False) -> dict[str, Any]:
         """Row of the schema (`image` PIL, `objects` a dict of lists) -> row; TypeError for an image without PIL.
 
-        With `as_tensor` the image of an RGB picture is (3, height, width) uint8: no way back to PIL, and forth again.
+        With `as_tensor` an image of colours comes out as (3, height, width) uint8: no way back to PIL, and forth again.
         """
-        image = row["image"]
-        if not isinstance(image, Image.Image):
-            raise TypeError(f"image_id {row.get('image_id')}: expected a PIL image, got {type(image).__name__}.")
-        if image.mode not in ("L", "RGB"):
-            image = image.convert("RGB")  # palettes and bilevel pictures cannot be interpolated
-        mode, size_hw = image.mode, (image.height, image.width)
+        place = f"image_id {row.get('image_id')}"
+        if not isinstance(row["image"], Image.Image):
+            raise TypeError(f"{place}: expected a PIL image, got {type(row['image']).__name__}.")
+        with torch.device("cpu"):  # tv_tensors are made on the default device
+            return self._augmented(row, place, as_tensor)
+
+    def _augmented(self, row: Mapping[str, Any], place: str, as_tensor: bool) -> dict[str, Any]:
+        grey = row["image"].mode == "L"
+        # as the image processor reads it: 16-bit images keep their tones
+        pixels = load_image(row["image"], place, do_convert_rgb=not grey, do_exif_transpose=False)
+        size_hw = pixels.shape[1], pixels.shape[2]
         plan = self._plan(size_hw)
         # torch resizes bytes in a quarter of PIL's time, in the order of memory that they come in from PIL
-        pixels = torch.from_numpy(np.array(image)).reshape(*size_hw, -1).permute(2, 0, 1)
+        pixels = pixels if pixels.dtype == torch.uint8 else pixels.clamp(0, 255).to(torch.uint8)
         image = plan.apply(tv_tensors.Image(pixels)).as_subclass(Tensor)
-        if not (as_tensor and mode == "RGB"):
+        if grey or not as_tensor:
             image = Image.fromarray(image.permute(1, 2, 0).squeeze(2).contiguous().numpy())
 
-        boxes_xyxy_px = torch.tensor(row["objects"]["bbox"], dtype=torch.float32).reshape(-1, 4).clone()
-        boxes_xyxy_px[:, 2:] += boxes_xyxy_px[:, :2]
-        boxes = tv_tensors.BoundingBoxes(boxes_xyxy_px, format="XYXY", canvas_size=size_hw)
-        boxes_xyxy_px = plan.apply(boxes).as_subclass(Tensor)
-        sides = boxes_xyxy_px[:, 2:] - boxes_xyxy_px[:, :2]
-        in_view = torch.nonzero((sides > 0).all(1)).flatten().tolist()
-        objects = {name: [values[i] for i in in_view] for name, values in row["objects"].items()}
-        boxes_xywh_px = torch.cat((boxes_xyxy_px[:, :2], sides), dim=1)
-        objects["bbox"] = boxes_xywh_px[in_view].tolist()
-        if "area" in objects:
-            # a mask's share of its box is taken to stay what it was
-            shown = sides.prod(1).tolist()
-            objects["area"] = [
-                area * shown[i] / max(row["objects"]["bbox"][i][2] * row["objects"]["bbox"][i][3], 1e-12)
-                for i, area in zip(in_view, objects["area"], strict=True)
-            ]
+        targets = read_targets(row, place)
+        boxes = xywh_to_xyxy(torch.from_numpy(targets.boxes_xywh_px).float())
+        boxes = plan.apply(tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size_hw)).as_subclass(Tensor)
+        boxes_xywh_px = xyxy_to_xywh(boxes).numpy()
+        in_view = np.flatnonzero((boxes_xywh_px[:, 2:] > 0).all(axis=1))
+        # a mask's share of its box is taken to stay what it was
+        areas_px = targets.areas_px * boxes_xywh_px[:, 2:].prod(axis=1)
+        areas_px /= np.maximum(targets.boxes_xywh_px[:, 2:].prod(axis=1), 1e-12)
+        columns = columns_of(row["objects"], place)
+        objects = replace_objects(columns, in_view, boxes_xywh_px[in_view], areas_px[in_view])
         height, width = plan.final_hw
         result = {**row, "image": image, "width": width, "height": height, "objects": objects}
         if row.get("masks") is not None:
@@ -109,7 +112,7 @@ class PaperAugmentation:
         return result
 
     def _plan(self, size_hw: tuple[int, int]) -> _Plan:
-        flip, crops = (torch.rand(2) < torch.tensor([self.flip_probability, 0.5])).tolist()
+        flip, crops = (rate > _random() for rate in (self.flip_probability, 0.5))
         before = crop = None
         if crops:
             size_hw = before = _with_shortest_edge(size_hw, _one_of(self._scales_before_crop))
@@ -142,9 +145,14 @@ def _with_shortest_edge(size_hw: tuple[int, int], shortest: int, longest: int | 
     return height, width
 
 
+def _random() -> float:
+    """A random number in [0, 1), whatever the default device and dtype."""
+    return float(torch.rand((), dtype=torch.float32, device="cpu"))
+
+
 def _between(low: int, high: int) -> int:
     """A random number, both ends among them."""
-    return int(torch.randint(low, high + 1, ()))
+    return int(torch.randint(low, high + 1, (), device="cpu"))
 
 
 def _one_of(values: Sequence[int]) -> int:

@@ -1,4 +1,9 @@
-"""Which boxes nobody can train on, and what to do with them; whatever is done is counted and said."""
+"""Which boxes nobody can train on, and what is done with them; whatever is done is counted and said.
+
+The rule is one for loading a data set, for the image processor and for the trainer: a box that is not finite, has no
+width or height, lies outside its image, or reaches beyond it by more than `EDGE_TOLERANCE_PX` is bad, and `on_bad_box`
+says what happens to it. A smaller overhang is clipped everywhere without a word.
+"""
 
 import math
 from collections import Counter
@@ -6,8 +11,7 @@ from dataclasses import dataclass, field
 from warnings import warn
 
 ON_BAD_BOX = ("error", "drop", "clip", "keep")
-# A box may reach this far beyond its image, which is rounding (or corners counted from 0 in a format that counts from
-# 1), and is brought back to the edge without a word.
+# What rounding, or corners counted from 0 in a format that counts from 1, makes of a box that ends at the edge.
 EDGE_TOLERANCE_PX = 1.0
 
 BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "xywh_fraction", "xyxy_fraction", "cxcywh_fraction")
@@ -74,14 +78,15 @@ def look_like_corners(boxes_xywh_px: list[Box], sizes_wh: list[tuple[int, int]])
 
 @dataclass
 class BoxPolicy:
-    """`on_bad_box` applied to the boxes of one split, with counts.
+    """`on_bad_box` applied to the boxes of one split or image, with counts.
 
-    "error": the first bad box raises. "drop": bad boxes are left out. "clip": boxes partly outside are cut to the
-    image, other bad boxes left out. "keep": nothing is changed (for looking at what is wrong; not for training).
+    "error": the first bad box raises. "drop": bad boxes are left out. "clip": boxes partly outside (an infinite side
+    among them) are clipped to the image, other bad boxes left out. "keep": nothing is changed (for looking at what is
+    wrong; not for training).
     """
 
     on_bad_box: str
-    split: str
+    split: str = ""
     boxes: int = 0
     dropped: Counter = field(default_factory=Counter)
     clipped: int = 0
@@ -98,14 +103,14 @@ class BoxPolicy:
             return box_xywh_px
         problem = box_problem(box_xywh_px, width, height)
         if problem is None:
-            inside = clip_box(box_xywh_px, width, height)  # only the edge tolerance is cut
+            inside = clip_box(box_xywh_px, width, height)  # only what the tolerance allows is clipped
             if inside is not None:
                 return inside
             problem = "no area"
         if self.on_bad_box == "error":
             raise ValueError(
                 f"{where}: box {_short(box_xywh_px)} (left, top, width, height in pixels) of a {width} x {height} "
-                f"image: {problem}; correct it, or load with on_bad_box='drop' or 'clip'."
+                f"image: {problem}; correct it, or set on_bad_box='drop' or 'clip'."
             )
         self.first = self.first or f"{where}: {problem}"
         inside = clip_box(box_xywh_px, width, height) if self.on_bad_box == "clip" else None
@@ -130,8 +135,9 @@ class BoxPolicy:
             parts.append(f"{self.dropped.total()} dropped ({kinds})")
         if self.clipped:
             parts.append(f"{self.clipped} clipped to the image")
+        where = f"split {self.split!r}: of" if self.split else "Of"
         return (
-            f"split {self.split!r}: of {self.boxes:,} boxes {' and '.join(parts)}, on_bad_box={self.on_bad_box!r}; "
+            f"{where} {self.boxes:,} boxes {' and '.join(parts)}, on_bad_box={self.on_bad_box!r}; "
             f"the first: {self.first}"
         )
 

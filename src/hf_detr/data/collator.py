@@ -1,4 +1,4 @@
-"""Unpadded pictures -> one batch, padded once, with a mask only where something is padding."""
+"""Unpadded images -> one batch, padded once, with a mask only where something is padding."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +14,8 @@ class DetectionCollator:
 
     H and W are the largest of the batch, rounded up to a multiple of `pad_to_multiple_of`, or `pad_size` = (height,
     width) in pixels (fixed shapes suit compilation). Padding is zeros at the bottom and right, after normalising, as
-    in the original; `pixel_mask` (B, H, W) int64, 1 on picture and 0 on padding, is there only if some picture is
-    padded: without it the model skips all masking. Labels are passed through: they are of the visible picture.
+    in the original; `pixel_mask` (B, H, W) int64, 1 on image and 0 on padding, is there only if some image is
+    padded: without it the model skips all masking. Labels are passed through: they are of the visible image.
 
     Raises ValueError for items without `pixel_values`, of different channels, or larger than `pad_size`.
     """
@@ -37,29 +37,25 @@ class DetectionCollator:
                     f"expected items with pixel_values, got {sorted(item)}; use dataset.with_transform("
                     "DetectionTransform(processor)), and with a Trainer set remove_unused_columns=False."
                 )
-        pictures = [torch.as_tensor(item["pixel_values"]) for item in items]
+        images = [_tensor(item["pixel_values"]) for item in items]
         labelled = [item for item in items if "labels" in item]
         if labelled and len(labelled) != len(items):
             raise ValueError(f"{len(labelled)} of {len(items)} items have labels; give labels to all or to none.")
-        channels = sorted({picture.shape[0] for picture in pictures})
+        channels = sorted({image.shape[0] for image in images})
         if len(channels) != 1:
-            raise ValueError(
-                f"pictures of one batch have {channels} channels; set do_convert_rgb=True in the processor."
-            )
+            raise ValueError(f"images of one batch have {channels} channels; set do_convert_rgb=True in the processor.")
 
-        sizes_hw = [tuple(picture.shape[-2:]) for picture in pictures]
+        sizes_hw = [tuple(image.shape[-2:]) for image in images]
         height, width = self._canvas(sizes_hw)
         edges = [(0, width - w, 0, height - h) for h, w in sizes_hw]  # left, right, top, bottom
-        pictures = [pad(picture, edge) if any(edge) else picture for picture, edge in zip(pictures, edges, strict=True)]
+        images = [pad(image, edge) if any(edge) else image for image, edge in zip(images, edges, strict=True)]
         # torch's own stacks in shared memory where this is a data loader's worker: nothing is copied on its way out
-        batch: dict[str, Any] = {"pixel_values": default_collate(pictures)}
+        batch: dict[str, Any] = {"pixel_values": default_collate(images)}
         if any(map(any, edges)):
-            masks = [
-                pad(torch.ones(size_hw, dtype=torch.int64), edge) for size_hw, edge in zip(sizes_hw, edges, strict=True)
-            ]
-            batch["pixel_mask"] = default_collate(masks)
+            ones = [torch.ones(size_hw, dtype=torch.int64, device=images[0].device) for size_hw in sizes_hw]
+            batch["pixel_mask"] = default_collate([pad(one, edge) for one, edge in zip(ones, edges, strict=True)])
         if labelled:
-            batch["labels"] = [_tensors(item["labels"]) for item in items]
+            batch["labels"] = [{name: _tensor(value) for name, value in item["labels"].items()} for item in items]
         return batch
 
     def _canvas(self, sizes_hw: list[tuple[int, ...]]) -> tuple[int, int]:
@@ -67,7 +63,7 @@ class DetectionCollator:
         if self.pad_size is not None:
             if height > self.pad_size[0] or width > self.pad_size[1]:
                 raise ValueError(
-                    f"a picture of {height} x {width} (height x width) does not fit pad_size {self.pad_size}; enlarge "
+                    f"an image of {height} x {width} (height x width) does not fit pad_size {self.pad_size}; enlarge "
                     "it, or let the processor resize to fit."
                 )
             return self.pad_size
@@ -75,5 +71,6 @@ class DetectionCollator:
         return -(-height // step) * step, -(-width // step) * step
 
 
-def _tensors(label: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: torch.as_tensor(value) for name, value in label.items()}
+def _tensor(value: Any) -> Tensor:
+    # a tensor stays where it is, and a list goes to the host, whatever the default device
+    return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")

@@ -1,4 +1,4 @@
-"""One picture of many: the first pictures of a data set with their boxes drawn, to see at a glance what is wrong."""
+"""One sheet of many images: those of a data set with their boxes drawn, to see at a glance what is wrong."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw, ImageFont
 
 from .schema import class_names
+from .targets import read_targets
 from .transform import decode_image
 
 _COLOURS = (
@@ -25,16 +26,16 @@ _COLOURS = (
 
 
 def draw_contact_sheet(dataset: Any, path: str | Path, n: int = 16, columns: int = 4, tile_px: int = 320) -> Path:
-    """Writes `n` pictures, evenly spread over a split (a stream: its first), with boxes and class names, as an image.
+    """Writes `n` images, evenly spread over a split (a stream: its first), with boxes and class names, as one image.
 
     Boxes are drawn as they are, bad ones too, so that a sheet of data loaded with on_bad_box="keep" shows them. The
-    file's type follows from the suffix of `path`, whose folder is made. Pictures that cannot be decoded become a tile
-    that says so. Raises ValueError for a data set without pictures.
+    file's type follows from the suffix of `path`, whose folder is made. Images that cannot be decoded become a tile
+    that says so. Raises ValueError for a data set without images.
     """
     names = class_names(dataset)
     rows = _spread(dataset, n)
     if not rows:
-        raise ValueError("expected at least one picture to draw, got an empty data set; choose another split.")
+        raise ValueError("expected at least one image to draw, got an empty data set; choose another split.")
     columns = min(columns, len(rows))
     sheet = Image.new("RGB", (columns * tile_px, -(-len(rows) // columns) * tile_px), "white")
     for index, row in enumerate(rows):
@@ -58,25 +59,25 @@ def _tile(row: dict, names: list[str], tile_px: int) -> Image.Image:
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(11)
     room = tile_px - 18  # the rest is the title's
     try:
-        picture = decode_image(row)
+        image = decode_image(row)
     except ValueError as error:
         draw.multiline_text((4, 4), _wrapped(str(error), tile_px // 6), fill="red", font=font)
         return tile
-    scale = min((tile_px - 4) / picture.width, room / picture.height)
-    shown = picture.convert("RGB").resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+    scale = min((tile_px - 4) / image.width, room / image.height)
+    shown = image.convert("RGB").resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     tile.paste(shown, (2, 17))
-    for box, category in zip(row["objects"]["bbox"], row["objects"]["category"], strict=True):
+    targets = read_targets(row, f"image_id {row['image_id']}")
+    for (x, y, w, h), category in zip(targets.boxes_xywh_px.tolist(), targets.labels.tolist(), strict=True):
         colour = _COLOURS[category % len(_COLOURS)]
-        x, y, w, h = box
         corners = [2 + x * scale, 17 + y * scale, 2 + (x + w) * scale, 17 + (y + h) * scale]
         if not all(-1e6 < corner < 1e6 for corner in corners):
-            continue  # NaN and the like have no place in a picture; the title counts them
+            continue  # NaN and the like have no place in an image; the title counts them
         left, right = sorted(corners[::2])
         top, bottom = sorted(corners[1::2])
         draw.rectangle((left, top, right, bottom), outline=colour, width=2)
         draw.text((left + 3, top + 1), names[category], fill=colour, font=font, stroke_width=1, stroke_fill="white")
     drawn_from = Path(row["image"].get("path") or "").name
-    title = f"{row['image_id']}  {drawn_from}  {len(row['objects']['bbox'])} objects"
+    title = f"{row['image_id']}  {drawn_from}  {len(targets)} objects"
     draw.rectangle((0, 0, tile_px, 16), fill="white")
     draw.text((4, 2), title, fill="black", font=font)
     return tile

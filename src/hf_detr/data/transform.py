@@ -1,10 +1,9 @@
-"""From rows of the schema to what the model takes, one picture at a time and unpadded: the collator pads."""
+"""From rows of the schema to what the model takes, one image at a time and unpadded: the collator pads."""
 
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
-import torch
 from datasets import Dataset, Image, IterableDataset
 from PIL import Image as PILImage
 from PIL import ImageOps
@@ -12,6 +11,7 @@ from PIL import ImageOps
 from ..image_processing.settings import resized_hw
 from .augmentation import PaperAugmentation, paper_augmentation
 from .formats.base import UNREADABLE
+from .targets import columns_of, read_targets
 
 Augment = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -23,14 +23,14 @@ class DetectionTransform:
 
         train = dataset["train"].with_transform(DetectionTransform(processor, augment="paper"))
 
-    `processor` is a DetrImageProcessor; it is called picture by picture without padding, so that labels are those of
-    the visible picture and padding happens once, in `DetectionCollator`. `augment` changes rows before: "paper"
+    `processor` is a DetrImageProcessor; it is called image by image without padding, so that labels are those of
+    the visible image and padding happens once, in `DetectionCollator`. `augment` changes rows before: "paper"
     (`augmentation.PaperAugmentation` at the processor's own size), a callable from row to row
     ({image, image_id, width, height, objects}), or several in turn. An augmentation with a true attribute `resizes`
-    gives pictures of their final size, and the processor does not resize again unless its size is exact.
+    gives images of their final size, and the processor does not resize again unless its size is exact.
 
     Rows without `objects` (a data set to predict on) give no labels. Raises ValueError naming image_id and file for a
-    picture that cannot be decoded or that has not the size its row says: boxes would be wrong. With datasets whose
+    image that cannot be decoded or that has not the size its row says: boxes would be wrong. With datasets whose
     image column decodes by itself the former is raised by `datasets`, without the name: `transform_dataset` avoids it.
     """
 
@@ -56,7 +56,7 @@ class DetectionTransform:
             encoded = self._encode(row)
             result["pixel_values"].append(encoded["pixel_values"][0])
             if "objects" in batch:
-                result["labels"].append({name: torch.as_tensor(value) for name, value in encoded["labels"][0].items()})
+                result["labels"].append(dict(encoded["labels"][0]))
         return result
 
     @property
@@ -65,7 +65,7 @@ class DetectionTransform:
         return all(hasattr(augment, "final_hw") for augment in self.augment)
 
     def final_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) that a picture of `size_hw` will have, with the random numbers it will be augmented with."""
+        """(height, width) that an image of `size_hw` will have, with the random numbers it will be augmented with."""
         for augment in self.augment:
             size_hw = augment.final_hw(size_hw)
         return resized_hw(size_hw, dict(self.processor.size)) if self.do_resize else size_hw
@@ -75,18 +75,19 @@ class DetectionTransform:
         options = {"do_pad": False, "do_resize": self.do_resize, "return_tensors": "pt"}
         if "objects" not in row:
             return self.processor(images=row["image"], **options)
-        row["objects"] = _as_columns(row["objects"])
+        row["objects"] = columns_of(row["objects"], _place(row))
         for place, augment in enumerate(self.augment, start=1):
-            # nobody looks at the picture between the last augmentation and the processor, which takes tensors
+            # nobody looks at the image between the last augmentation and the processor, which takes tensors
             last = place == len(self.augment) and isinstance(augment, PaperAugmentation)
             row = augment(row, as_tensor=True) if last else augment(row)
             _check_augmented(row, augment)
-        annotation = {"image_id": row["image_id"], "annotations": _as_coco(row["objects"])}
+        # COCO's form, which stock transformers' processor reads too
+        annotation = {"image_id": row["image_id"], "annotations": read_targets(row, _place(row)).as_coco()}
         return self.processor(images=row["image"], annotations=annotation, **options)
 
 
 def transform_dataset(dataset: Any, transform: DetectionTransform) -> Any:
-    """A data set (or dict of splits) whose rows come out transformed, decoding errors naming the picture.
+    """A data set (or dict of splits) whose rows come out transformed, decoding errors naming the image.
 
     Map-style data sets decode and transform when a row is asked for; streams do so as they pass.
     """
@@ -123,9 +124,9 @@ def _place(row: Mapping[str, Any], image: Any = None) -> str:
 
 
 def decode_image(row: Mapping[str, Any], check_size: bool = False) -> Any:
-    """The upright picture of a row, decoded from its bytes or path where `datasets` has not.
+    """The upright image of a row, decoded from its bytes or path where `datasets` has not.
 
-    Raises ValueError naming image_id and file where that fails and, with `check_size`, for a picture that is not
+    Raises ValueError naming image_id and file where that fails and, with `check_size`, for an image that is not
     `width` x `height` of the row.
     """
     image = row["image"]
@@ -137,33 +138,16 @@ def decode_image(row: Mapping[str, Any], check_size: bool = False) -> Any:
         except FileNotFoundError as error:
             raise ValueError(f"{place}: no such file; {_REMEDY}.") from error
         except UNREADABLE as error:
-            raise ValueError(f"{place}: the picture cannot be decoded ({error}); {_REMEDY}.") from error
+            raise ValueError(f"{place}: the image cannot be decoded ({error}); {_REMEDY}.") from error
         image = ImageOps.exif_transpose(opened)
     if check_size and isinstance(image, PILImage.Image) and row.get("width") and row.get("height"):
         claimed = (row["width"], row["height"])
         if image.size != claimed:
             raise ValueError(
-                f"{place}: the picture is {image.width} x {image.height} pixels but its row says "
+                f"{place}: the image is {image.width} x {image.height} pixels but its row says "
                 f"{claimed[0]} x {claimed[1]}, so its boxes cannot be trusted; correct one of the two."
             )
     return image
-
-
-def _as_columns(objects: Any) -> dict[str, list]:
-    """Objects as a dict of lists, whichever of the two layouts they come in."""
-    if isinstance(objects, Mapping):
-        return {name: list(values) for name, values in objects.items()}
-    return {name: [one[name] for one in objects] for name in (objects[0] if objects else ("bbox", "category"))}
-
-
-def _as_coco(objects: dict[str, list]) -> list[dict[str, Any]]:
-    names = {"bbox": "bbox", "category": "category_id", "area": "area", "iscrowd": "iscrowd"}
-    annotations = []
-    for index in range(len(objects["bbox"])):
-        one = {key: objects[name][index] for name, key in names.items() if name in objects}
-        x, y, w, h = (float(value) for value in one["bbox"])
-        annotations.append({"area": w * h, "iscrowd": 0, **one, "bbox": [x, y, w, h]})
-    return annotations
 
 
 def _check_augmented(row: Any, augment: Augment) -> None:
@@ -171,9 +155,4 @@ def _check_augmented(row: Any, augment: Augment) -> None:
     if not isinstance(row, Mapping) or not {"image", "image_id", "objects"} <= set(row):
         got = list(row) if isinstance(row, Mapping) else type(row).__name__
         raise ValueError(f"augment {name} must return a row with image, image_id and objects, got {got}.")
-    lengths = {key: len(values) for key, values in row["objects"].items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(
-            f"{_place(row)}: after augment {name} the lists of objects differ in length, {lengths}; whatever it drops "
-            "it must drop from every list."
-        )
+    columns_of(row["objects"], f"{_place(row)}: after augment {name}")

@@ -11,16 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-# legend: N detections and T targets of one image
+from ..data import targets as data_targets
+from ..data.targets import ImageTargets as Targets
 
-
-class Targets(NamedTuple):
-    """The ground truth of one image, in original pixels."""
-
-    boxes_xywh_px: NDArray  # (T, 4) float64
-    labels: NDArray  # (T,) int64
-    areas_px: NDArray  # (T,) float64, of the object: COCO gives the mask's where there is one
-    crowds: NDArray  # (T,) bool; detections on a crowd region count neither for nor against
+# legend: N detections of one image
 
 
 class Detections(NamedTuple):
@@ -79,15 +73,7 @@ def to_host(items: Sequence[Mapping], keys: Sequence[str] | None = None) -> list
 
 def read_image_id(target: Mapping, position: int) -> int:
     """The image id of a target dict: an int, or one number in a tensor or a list."""
-    if "image_id" not in target:
-        raise ValueError(f"target {position} of the batch: no 'image_id'; got {sorted(target)}. Give each one.")
-    value = np.asarray(target["image_id"])
-    if value.size != 1 or value.dtype.kind not in "iu":
-        raise TypeError(
-            f"target {position} of the batch: 'image_id' must be one integer, got {target['image_id']!r}; "
-            "number the images and keep their names in a column of their own."
-        )
-    return int(value.reshape(()))
+    return data_targets.read_image_id(target, f"target {position} of the batch")
 
 
 def read_detections(detections: Mapping, place: str) -> Detections:
@@ -116,96 +102,11 @@ def read_detections(detections: Mapping, place: str) -> Detections:
 
 
 def read_targets(target: Mapping, place: str) -> Targets:
-    """The ground truth of one image -> arrays in original pixels. ValueError or TypeError names `place`.
+    """The ground truth of one image in original pixels, from any form that `hf_detr.data.targets` reads.
 
-    Three forms: the processor's label dict {class_labels, boxes cxcywh in [0, 1], orig_size (h, w), and perhaps size,
-    area, iscrowd}; a row {objects {bbox xywh px, category, and perhaps area, iscrowd}}, with `objects` a dict of lists
-    or a list of dicts; COCO's {annotations [{bbox xywh px, category_id, and perhaps area, iscrowd}]}.
+    ValueError or TypeError names `place`; boxes that are not finite or have a negative side are errors here.
     """
-    if "class_labels" in target:
-        return _targets_of_labels(target, place)
-    if "objects" in target:
-        objects = target["objects"]
-        columns = objects if isinstance(objects, Mapping) else _columns(objects, "category", place)
-        return _targets_of_columns(columns, "category", place)
-    if "annotations" in target:
-        return _targets_of_columns(_columns(target["annotations"], "category_id", place), "category_id", place)
-    raise ValueError(
-        f"{place}: a target needs 'class_labels' and 'boxes' (the processor's), 'objects' (a row) or 'annotations' "
-        f"(COCO); got the keys {sorted(target)}."
-    )
-
-
-def _targets_of_labels(target: Mapping, place: str) -> Targets:
-    missing = [key for key in ("boxes", "orig_size") if key not in target]
-    if missing:
-        raise ValueError(f"{place}: the labels lack {' and '.join(missing)}; pass them as the processor made them.")
-    boxes = _boxes(target["boxes"], place, "target boxes").astype(np.float64)  # cxcywh, of the visible image
-    orig_h, orig_w = _size_hw(target["orig_size"], place, "orig_size")
-    sides = boxes[:, 2:] * (orig_w, orig_h)
-    boxes_xywh_px = np.concatenate((boxes[:, :2] * (orig_w, orig_h) - sides / 2, sides), axis=1)
-
-    areas = sides.prod(axis=1)
-    if "area" in target:
-        if "size" not in target:
-            raise ValueError(
-                f"{place}: 'area' is counted in pixels of the resized image, and 'size' (h, w) is not there to scale "
-                "it back; keep 'size' beside it, or leave out 'area' and the boxes' own is taken."
-            )
-        height, width = _size_hw(target["size"], place, "size")
-        areas_resized_px = _numbers(target["area"], place, "target areas").astype(np.float64)
-        areas = areas_resized_px * (orig_h * orig_w / (height * width))
-    # an area of exactly 32**2 is small and medium; float32 on the way there and back must not decide that
-    whole = np.round(areas)
-    areas = np.where(np.abs(areas - whole) <= 1e-6 * whole, whole, areas)
-    labels = _integers(target["class_labels"], place, "target labels")
-    return _checked(boxes_xywh_px, labels, areas, target.get("iscrowd"), place)
-
-
-def _targets_of_columns(columns: Mapping, category: str, place: str) -> Targets:
-    missing = [key for key in ("bbox", category) if key not in columns]
-    if missing:
-        raise ValueError(f"{place}: the objects lack {' and '.join(missing)}; got {sorted(columns)}.")
-    boxes_xywh_px = _boxes(columns["bbox"], place, "target boxes").astype(np.float64)
-    labels = _integers(columns[category], place, f"target {category}")
-    areas = boxes_xywh_px[:, 2:].prod(axis=1)
-    if columns.get("area") is not None:
-        areas = _numbers(columns["area"], place, "target areas").astype(np.float64)
-    return _checked(boxes_xywh_px, labels, areas, columns.get("iscrowd"), place)
-
-
-def _columns(objects: Sequence[Mapping], category: str, place: str) -> dict[str, list]:
-    """A list of objects -> a dict of lists; `area` and `iscrowd` may be missing from all of them, or from some."""
-    for index, item in enumerate(objects):
-        if "bbox" not in item or category not in item:
-            raise ValueError(f"{place}: object {index} needs 'bbox' and {category!r}; got {sorted(item)}.")
-    boxes = [item["bbox"] for item in objects]
-    areas = [item.get("area") for item in objects]
-    if None in areas:
-        sides = _boxes(boxes, place, "target boxes")[:, 2:].prod(axis=1).tolist()
-        areas = [side if area is None else area for side, area in zip(sides, areas, strict=True)]
-    crowds = [item.get("iscrowd") or 0 for item in objects]
-    return {"bbox": boxes, category: [item[category] for item in objects], "area": areas, "iscrowd": crowds}
-
-
-def _checked(boxes_xywh_px: NDArray, labels: NDArray, areas: NDArray, iscrowd, place: str) -> Targets:
-    if iscrowd is None:
-        crowds = np.zeros(len(labels), dtype=bool)
-    else:
-        crowds = _numbers(iscrowd, place, "target iscrowd").astype(bool)
-    if not len(boxes_xywh_px) == len(labels) == len(areas) == len(crowds):
-        raise ValueError(
-            f"{place}: {len(boxes_xywh_px)} target boxes, {len(labels)} labels, {len(areas)} areas and {len(crowds)} "
-            "iscrowd; give one of each an object."
-        )
-    for what, bad in (("box side", (boxes_xywh_px[:, 2:] < 0).any(axis=1)), ("area", areas < 0)):
-        if bad.any():
-            index = int(np.flatnonzero(bad)[0])
-            raise ValueError(
-                f"{place}: target {index} has a negative {what} (xywh {boxes_xywh_px[index].tolist()}, area "
-                f"{areas[index]:g}); mend the annotation."
-            )
-    return Targets(boxes_xywh_px, labels, areas, crowds)
+    return data_targets.read_targets(target, place).check_boxes(place)
 
 
 def _numbers(value, place: str, name: str) -> NDArray:
@@ -240,13 +141,6 @@ def _boxes(value, place: str, name: str) -> NDArray:
     array = array if array.dtype == np.float32 else array.astype(np.float64)
     _finite(array, place, name)
     return array
-
-
-def _size_hw(value, place: str, name: str) -> tuple[float, float]:
-    size = _numbers(value, place, name)
-    if size.shape != (2,) or (size <= 0).any():
-        raise ValueError(f"{place}: {name!r} must be a positive (height, width), got {size.tolist()}.")
-    return float(size[0]), float(size[1])
 
 
 def _array(value, place: str, name: str) -> NDArray:

@@ -1,4 +1,4 @@
-"""Any picture (file, PIL, numpy, torch; any mode, layout and type) as one (C, H, W) tensor, uint8 or float32."""
+"""Any image (file, PIL, numpy, torch; any mode, layout and type) as one (C, H, W) tensor, uint8 or float32."""
 
 import struct
 import warnings
@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 _EXIF_ORIENTATION = 0x0112
+_STRAIGHT_ALPHA = {"La": "LA", "RGBa": "RGBA"}  # PIL converts colours multiplied by their alpha only to these
 _UNREADABLE = (OSError, SyntaxError, EOFError, struct.error)  # what PIL raises for a damaged file, by format
 
 
@@ -126,17 +127,22 @@ def _pil_to_tensor(image: Image.Image, name: str, do_convert_rgb: bool, do_exif_
         raise ValueError(f"{name}: the image is damaged ({error}); fetch the file again, or leave it out.") from error
 
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # PIL would clip these to 8 bits, which turns most 16-bit pictures white
+        # PIL would clip these to 8 bits, which turns most 16-bit images white
         tensor = _array_to_tensor(np.array(image))[None]
         if do_convert_rgb:
             tensor = _to_three_channels(tensor, name)
         return _to_uint8_or_float32(tensor, name)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB, PIL warns of what is meant here
-    if do_convert_rgb:
-        image = image if image.mode == "RGB" else image.convert("RGB")
-    elif image.mode in ("P", "1"):
-        image = image.convert("RGB" if image.mode == "P" else "L")  # numbers of colours and bits are no channels
+    mode = image.mode
+    try:
+        image = image.convert(_STRAIGHT_ALPHA[mode]) if mode in _STRAIGHT_ALPHA else image
+        if mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # straight to RGB, PIL warns of what is meant here
+        if do_convert_rgb:
+            image = image if image.mode == "RGB" else image.convert("RGB")
+        elif mode in ("P", "1"):
+            image = image.convert("RGB" if mode == "P" else "L")  # numbers of colours and bits are no channels
+    except ValueError as error:
+        raise ValueError(f"{name}: PIL cannot make RGB of mode {mode!r} ({error}); convert the image first.") from error
     tensor = torch.from_numpy(np.array(image))
     return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)
 

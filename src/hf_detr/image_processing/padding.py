@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 
-from .memory import empty
+from .canvas_buffer import CanvasBuffer
 from .settings import RESAMPLE_MODES
 
 # B images, C channels, H and W of the canvas; "visible" is an image after resizing, before padding
@@ -39,7 +39,11 @@ def canvas_size(
 
 
 def draw_canvas(
-    images: list[Tensor], visible_hw: list[tuple[int, int]], canvas_hw: tuple[int, int], settings: dict[str, Any]
+    images: list[Tensor],
+    visible_hw: list[tuple[int, int]],
+    canvas_hw: tuple[int, int],
+    settings: dict[str, Any],
+    buffer: CanvasBuffer,
 ) -> Tensor:
     """Resizes, rescales, normalises and pads: (C, H, W) images -> one (B, C, H, W) float32 canvas, written once.
 
@@ -53,21 +57,21 @@ def draw_canvas(
     unit = 1 / settings["rescale_factor"] if settings["do_rescale"] else 1.0
     mean, std = (_per_channel(name, settings[name], channels, device) * unit for name in ("image_mean", "image_std"))
 
-    canvas = empty((len(images), channels, *canvas_hw), torch.float32, device)
-    for image, (height, width), picture in zip(images, visible_hw, canvas, strict=True):
+    canvas = buffer.empty((len(images), channels, *canvas_hw), torch.float32, device)
+    for image, (height, width), own in zip(images, visible_hw, canvas, strict=True):
         if settings["do_resize"]:
-            # as uint8: the quick kernel; quicker still in the channels-last memory of a decoded picture
+            # as uint8: the quick kernel; quicker still in the channels-last memory of a decoded image
             image = tvF.resize(
                 image, [height, width], interpolation=RESAMPLE_MODES[settings["resample"]], antialias=True
             )
-        visible = picture[:, :height, :width]
+        visible = own[:, :height, :width]
         visible.copy_(image.contiguous())  # transposing bytes and widening afterwards halves the time of doing both
         if settings["do_normalize"]:
             visible.sub_(mean).div_(std)
         elif settings["do_rescale"]:
             visible.mul_(settings["rescale_factor"])
-        picture[:, height:] = 0
-        picture[:, :height, width:] = 0
+        own[:, height:] = 0
+        own[:, :height, width:] = 0
     return canvas
 
 
@@ -81,10 +85,12 @@ def _per_channel(name: str, values: list[float], channels: int, device: torch.de
     return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
-def draw_pixel_mask(visible_hw: list[tuple[int, int]], canvas_hw: tuple[int, int], device: torch.device) -> Tensor:
+def draw_pixel_mask(
+    visible_hw: list[tuple[int, int]], canvas_hw: tuple[int, int], device: torch.device, buffer: CanvasBuffer
+) -> Tensor:
     """(B, H, W) int64, 1 on image and 0 on padding."""
-    mask = empty((len(visible_hw), *canvas_hw), torch.int64, device).fill_(1)  # at once: by all threads
-    for picture, (height, width) in zip(mask, visible_hw, strict=True):
-        picture[height:] = 0
-        picture[:height, width:] = 0
+    mask = buffer.empty((len(visible_hw), *canvas_hw), torch.int64, device).fill_(1)  # at once: by all threads
+    for own, (height, width) in zip(mask, visible_hw, strict=True):
+        own[height:] = 0
+        own[:height, width:] = 0
     return mask

@@ -1,20 +1,25 @@
-"""What an image processor is told: sizes, switches and statistics, checked and in one form, from files of any age."""
+"""The settings of an image processor (sizes, switches, statistics), checked and in one form, from files of any age."""
 
 import difflib
 import math
+import operator
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import SizeDict, get_image_size_for_max_height_width
+
+from ..data.box_policy import ON_BAD_BOX
 
 Size = int | tuple[int, int] | list[int] | dict[str, int] | SizeDict
 
 LONGEST_EDGE_PX = 1333  # of the published models, and what an integer `size` means in the files of 2021
 ANNOTATION_FORMATS = ("coco_detection", "coco_panoptic")
-BAD_BOX_POLICIES = ("error", "drop", "clip")
+BAD_BOX_POLICIES = tuple(policy for policy in ON_BAD_BOX if policy != "keep")
 # PIL's numbers, which the files carry; what PIL calls nearest is torchvision's nearest-exact
 RESAMPLE_MODES = {0: InterpolationMode.NEAREST_EXACT, 2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}
 _SIZE_KEYS = ({"shortest_edge", "longest_edge"}, {"height", "width"}, {"max_height", "max_width"})
@@ -29,7 +34,7 @@ _SWITCHES = (
 )
 
 # Written by stock transformers of some generation, and without a meaning here: what they say is always so, or is
-# bookkeeping. `do_center_crop` and `crop_size` are not among them: they would change the picture.
+# bookkeeping. `do_center_crop` and `crop_size` are not among them: they would change the image.
 IGNORED_FILE_KEYS = {
     "image_processor_type",
     "feature_extractor_type",
@@ -84,22 +89,33 @@ def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name}={settings[name]!r}: expected True or False.")
         checked[name] = bool(settings[name])
 
-    resample = settings["resample"]
-    torchvision_numbers = {mode: number for number, mode in RESAMPLE_MODES.items()}
-    checked["resample"] = torchvision_numbers[resample] if resample in torchvision_numbers else int(resample)
-    if checked["resample"] not in RESAMPLE_MODES:
-        raise ValueError(f"resample={resample!r}: expected 0 (nearest), 2 (bilinear, the paper's) or 3 (bicubic).")
+    numbers = {**{number: number for number in RESAMPLE_MODES}, **{mode: n for n, mode in RESAMPLE_MODES.items()}}
+    if settings["resample"] not in numbers:
+        raise ValueError(
+            f"resample={settings['resample']!r}: expected 0 (nearest), 2 (bilinear, the paper's) or 3 (bicubic)."
+        )
+    checked["resample"] = numbers[settings["resample"]]
 
-    rescale_factor = settings["rescale_factor"]
-    if not math.isfinite(rescale_factor) or rescale_factor <= 0:
-        raise ValueError(f"rescale_factor={rescale_factor!r}: expected a number above 0, such as 1/255.")
+    factor = _floats(settings["rescale_factor"])
+    if len(factor) != 1 or not factor[0] > 0:
+        raise ValueError(f"rescale_factor={settings['rescale_factor']!r}: expected a number above 0, such as 1/255.")
+    checked["rescale_factor"] = factor[0]
     for name in ("image_mean", "image_std"):
-        value = settings[name]
-        values = [float(v) for v in value] if isinstance(value, Iterable) else [float(value)]
-        if not values or not all(map(math.isfinite, values)) or (name == "image_std" and min(values) <= 0):
-            raise ValueError(f"{name}={value!r}: expected one finite number a channel, and for image_std above 0.")
-        checked[name] = values
+        checked[name] = _floats(settings[name])
+        if not checked[name] or (name == "image_std" and min(checked[name]) <= 0):
+            raise ValueError(
+                f"{name}={settings[name]!r}: expected one finite number a channel, and for image_std above 0."
+            )
     return checked
+
+
+def _floats(value: Any) -> list[float]:
+    """One number or several, of any kind, as plain floats; empty where they are not all finite numbers."""
+    try:
+        values = [float(one) for one in value] if np.ndim(value) else [float(value)]
+    except (TypeError, ValueError):
+        return []
+    return values if all(map(math.isfinite, values)) else []
 
 
 def as_size_dict(size: Size, max_size: int | None = None) -> dict[str, int]:
@@ -120,8 +136,8 @@ def as_size_dict(size: Size, max_size: int | None = None) -> dict[str, int]:
 
 
 def _size_dict(size: Size, max_size: int | None) -> dict[str, int]:
-    if isinstance(size, int) and not isinstance(size, bool):
-        size = {"shortest_edge": size, "longest_edge": max_size or LONGEST_EDGE_PX}
+    if _whole(size) is not None:
+        size = {"shortest_edge": size, "longest_edge": LONGEST_EDGE_PX if max_size is None else max_size}
     else:
         size = _dict_of("size", size)
         if set(size) == {"shortest_edge"} and max_size is not None:
@@ -143,17 +159,17 @@ def _size_in_file(size: Size, max_size: int | None) -> dict[str, int]:
     of them is the longest edge alone, as if both were that."""
     size = _size_dict(size, max_size)
     if _contradicts_itself(size):
-        mended = {**size, "shortest_edge": size["longest_edge"]}
-        warnings.warn(
-            f"preprocessor_config.json: size={size!r}: longest_edge is below shortest_edge; read as {mended}."
-        )
-        return mended
+        read = {**size, "shortest_edge": size["longest_edge"]}
+        warnings.warn(f"preprocessor_config.json: size={size!r}: longest_edge is below shortest_edge; read as {read}.")
+        return read
     return size
 
 
 def as_pad_size_dict(pad_size: Size) -> dict[str, int]:
     """`pad_size` as {height, width} in pixels; an integer is a square."""
-    pad_size = {"height": pad_size, "width": pad_size} if isinstance(pad_size, int) else _dict_of("pad_size", pad_size)
+    if _whole(pad_size) is not None:
+        pad_size = {"height": pad_size, "width": pad_size}
+    pad_size = _dict_of("pad_size", pad_size)
     if set(pad_size) != {"height", "width"}:
         raise ValueError(f"pad_size={pad_size!r}: expected the keys height and width, an integer, or (height, width).")
     return _positive_pixels("pad_size", pad_size)
@@ -201,16 +217,24 @@ def translate_file(file_settings: Mapping[str, Any], overrides: Mapping[str, Any
 def _dict_of(name: str, size: Any) -> dict[str, Any]:
     if isinstance(size, (Mapping, SizeDict)):
         return dict(size)
-    if isinstance(size, (tuple, list)) and len(size) == 2:
+    if isinstance(size, (tuple, list, np.ndarray, Tensor)) and np.shape(size) == (2,):
         return {"height": size[0], "width": size[1]}
     raise ValueError(f"{name}={size!r}: expected an integer, (height, width) or a dict, in pixels.")
 
 
 def _positive_pixels(name: str, size: dict[str, Any]) -> dict[str, int]:
     for key, value in size.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if (_whole(value) or 0) < 1:
             raise ValueError(f"{name}[{key!r}]={value!r}: expected a whole number of pixels, 1 or more.")
-    return dict(size)
+    return {key: _whole(value) for key, value in size.items()}
+
+
+def _whole(value: Any) -> int | None:
+    """An integer of any kind (Python's, NumPy's, a tensor of one) as int; None for anything else."""
+    try:
+        return None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""A look at the rows before the first step: what there is to learn from, and whether it can be learnt from."""
+"""The rows of a data set before the first step: counts, bad boxes and classes."""
 
 import copy
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from ..data.box_policy import BoxPolicy
 from ..data.schema import class_names
+from ..data.targets import columns_of, read_targets, replace_objects
 from ..data.transform import DetectionTransform
 
 
@@ -29,31 +30,22 @@ class RowCounts:
         )
 
 
-class MendBoxes:
-    """An augmentation that comes before all others: leaves out or cuts the boxes that `on_bad_box` says are bad."""
+class ApplyBoxPolicy:
+    """An augmentation that comes before all others: `BoxPolicy` with this `on_bad_box`, on the boxes of each row."""
 
     def __init__(self, on_bad_box: str):
         self.on_bad_box = on_bad_box
 
     def final_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """Pictures stay as large as they are."""
+        """Images stay as large as they are."""
         return size_hw
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Row in, row out; `width` and `height` are the image's."""
-        policy = BoxPolicy(self.on_bad_box, "row")
-        before = row["objects"]["bbox"]
-        after = [policy(tuple(box), row["width"], row["height"], "") for box in before]
-        kept = [index for index, box in enumerate(after) if box is not None]
-        objects = {name: [values[index] for index in kept] for name, values in row["objects"].items()}
-        objects["bbox"] = [list(after[index]) for index in kept]
-        if "area" in objects:
-            # a mask's share of its box is taken to stay what it was
-            objects["area"] = [
-                area * (after[index][2] * after[index][3]) / (before[index][2] * before[index][3])
-                for index, area in zip(kept, objects["area"], strict=True)
-            ]
-        return {**row, "objects": objects}
+        place = f"image_id {row.get('image_id')}"
+        targets = read_targets(row, place).under(BoxPolicy(self.on_bad_box), row["width"], row["height"], place)
+        columns = columns_of(row["objects"], place)
+        return {**row, "objects": replace_objects(columns, targets.index, targets.boxes_xywh_px, targets.areas_px)}
 
 
 def transform_of(dataset: Any) -> DetectionTransform | None:
@@ -91,17 +83,17 @@ def count_rows(dataset: Any, name: str, on_bad_box: str) -> RowCounts | None:
     policy = BoxPolicy(on_bad_box, name)
     lengths = []
     for row in rows:
-        boxes = _boxes(row["objects"])
-        lengths.append(len(boxes))
+        place = f"{name}: image_id {row.get('image_id')}"
+        targets = read_targets(row, place)
+        lengths.append(len(targets))
         if sizes_known:
-            for index, box in enumerate(boxes):
-                policy(tuple(box), row["width"], row["height"], f"{name}: image_id {row.get('image_id')}, box {index}")
+            targets.under(policy, row["width"], row["height"], place)
     policy.warn()
     return RowCounts(len(lengths), sum(lengths), lengths.count(0), max(lengths, default=0), policy.bad)
 
 
-def mended(dataset: Dataset, on_bad_box: str) -> Dataset:
-    """The same data set whose transform mends bad boxes first. ValueError for a transform that is not ours."""
+def with_box_policy(dataset: Dataset, on_bad_box: str) -> Dataset:
+    """The same data set whose transform applies `BoxPolicy` first. ValueError for a transform that is not ours."""
     transform = transform_of(dataset)
     if transform is None:
         raise ValueError(
@@ -109,7 +101,7 @@ def mended(dataset: Dataset, on_bad_box: str) -> Dataset:
             f"data by load_detection_dataset(..., on_bad_box={on_bad_box!r}) instead."
         )
     transform = copy.copy(transform)
-    transform.augment = [MendBoxes(on_bad_box), *transform.augment]
+    transform.augment = [ApplyBoxPolicy(on_bad_box), *transform.augment]
     return dataset.with_transform(transform)
 
 
@@ -130,7 +122,3 @@ def class_problem(dataset: Any, id2label: Mapping[int, str]) -> tuple[bool, str]
                 f"and say the latter; {remedy}."
             )
     return None
-
-
-def _boxes(objects: Any) -> list:
-    return list(objects["bbox"]) if isinstance(objects, Mapping) else [one["bbox"] for one in objects]

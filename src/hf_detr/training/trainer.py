@@ -24,7 +24,7 @@ from .health import QueryCollapse, warn_if_not_finite
 from .losses import IntervalLosses
 from .optimizer import parameter_groups
 from .recipes import MODEL_SETTINGS, apply_recipe
-from .rows import check_is_transformed, class_problem, count_rows, mended, raw_rows, transform_of
+from .rows import check_is_transformed, class_problem, count_rows, raw_rows, transform_of, with_box_policy
 from .samplers import EpochOrder, ReproducibleSamples
 from .trainer_checkpoints import CheckpointMixin
 from .trainer_evaluation import EvaluationMixin, evaluated_sizes_hw
@@ -145,7 +145,7 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
 
     @staticmethod
     def _checked(name: str, dataset: Any, model: nn.Module | None, args: DetrTrainingArguments) -> Any:
-        """The data set, its bad boxes mended if so wished."""
+        """The data set, with its boxes under `args.on_bad_box`."""
         check_is_transformed(dataset, name)
         config = getattr(model, "config", None)
         problem = class_problem(dataset, config.id2label) if config is not None else None
@@ -164,7 +164,7 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
                 f"{name}: an image has {counts.most} objects and the model {config.num_queries} queries, so some are "
                 "never found; make the model with more num_queries."
             )
-        return mended(dataset, args.on_bad_box) if counts.bad_boxes else dataset
+        return with_box_policy(dataset, args.on_bad_box) if counts.bad_boxes else dataset
 
     # ---- batches
 

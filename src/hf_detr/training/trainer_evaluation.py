@@ -16,7 +16,7 @@ from ..evaluation.evaluator import finite_detections
 from ..image_processing_detr import DetrImageProcessor
 from .health import QueryCollapse
 from .losses import EvaluationLosses
-from .rows import MendBoxes, raw_rows, transform_of
+from .rows import ApplyBoxPolicy, raw_rows, transform_of
 
 
 class EvaluationMixin:
@@ -136,7 +136,7 @@ class EvaluationMixin:
 def evaluated_sizes_hw(dataset: Any) -> list[tuple[int, int]] | None:
     """(height, width) of each image as the model will see it; None where the rows do not tell it."""
     transform = transform_of(dataset)
-    fixed = transform is not None and all(isinstance(one, MendBoxes) for one in transform.augment)
+    fixed = transform is not None and all(isinstance(one, ApplyBoxPolicy) for one in transform.augment)
     return processed_sizes_hw(dataset, transform) if fixed else None
 
 
@@ -146,17 +146,17 @@ class _Rows:
     def __init__(self, dataset: Any):
         transform = transform_of(dataset)
         augmentations = [] if transform is None else transform.augment
-        unchanged = transform is not None and all(isinstance(one, MendBoxes) for one in augmentations)
+        unchanged = transform is not None and all(isinstance(one, ApplyBoxPolicy) for one in augmentations)
         self._rows = raw_rows(dataset, "image_id", "width", "height", "objects") if unchanged else None
-        self._mend = augmentations
+        self._policies = augmentations
 
     def of(self, indices: list[int], labels: list[dict] | None) -> list[dict] | None:
         """One target an image: its row, or its label dict."""
         if self._rows is None:
             return labels
         rows = [self._rows[index] for index in indices]
-        for mend in self._mend:
-            rows = [mend(row) for row in rows]
+        for policy in self._policies:
+            rows = [policy(row) for row in rows]
         return rows
 
 

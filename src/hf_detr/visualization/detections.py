@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from hf_detr.evaluation.reading import read_detections, read_targets, to_host
+from hf_detr.data.targets import read_targets
+from hf_detr.evaluation.reading import read_detections, to_host
 
 ImageLike = Image.Image | np.ndarray | torch.Tensor
 
@@ -127,7 +128,7 @@ def _boxes(
             text = f"{_name(names, label)} {found.scores[i]:.2f}"
             boxes.append(_Box(_scaled(found.boxes_xyxy_px[i], scale), text, class_color(label), False))
     if targets is not None:
-        truth = read_targets(to_host([targets])[0], "drawing targets")
+        truth = read_targets(targets, "drawing targets").check_boxes("drawing targets")
         for (x, y, width, height), label, crowd in zip(truth.boxes_xywh_px, truth.labels, truth.crowds, strict=True):
             # over detections the dashes are enough: their names are there already, and two would cover each other
             text = "" if dashed and detections is not None else _name(names, int(label)) + (" crowd" if crowd else "")
