@@ -10,6 +10,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvF
 
+from ..image_processing.loading import to_eight_bits
+
 # Carion et al. 2020, 4 and appendix A.4: pixels of the shortest edge, at a base of 800
 _SCALES = tuple(range(480, 801, 32))
 _SCALES_BEFORE_CROP = (400, 500, 600)
@@ -75,6 +77,7 @@ class PaperAugmentation:
         image = row["image"]
         if not isinstance(image, Image.Image):
             raise TypeError(f"image_id {row.get('image_id')}: expected a PIL image, got {type(image).__name__}.")
+        image = to_eight_bits(image, f"image_id {row.get('image_id')}")
         if image.mode not in ("L", "RGB"):
             image = image.convert("RGB")  # palettes and bilevel pictures cannot be interpolated
         mode, size_hw = image.mode, (image.height, image.width)

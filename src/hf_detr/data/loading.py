@@ -111,10 +111,10 @@ def load_detection_dataset(
         on_bad_image=on_bad_image, class_names=class_names, image_dir=image_dir, bbox_format=bbox_format,
         voc_first_pixel=voc_first_pixel, voc_difficult=voc_difficult, hub_options=hub_options,
     ).splits  # fmt: skip
-    return loaded if hold_out is None else _held_out(loaded, hold_out, seed, source)
+    return loaded if hold_out is None else with_validation(loaded, hold_out, seed, source)
 
 
-def _held_out(splits: Any, share: float, seed: int, source: Any) -> Any:
+def with_validation(splits: Any, share: float, seed: int, source: Any) -> Any:
     """The splits with "train", and "validation" where there is no "test"; see `load_detection_dataset`."""
     if len(splits) == 1:
         splits = type(splits)(train=next(iter(splits.values())))

@@ -10,13 +10,14 @@ from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
+from warnings import warn
 
 import PIL
 from datasets import Dataset, Image, IterableDataset
 from PIL import Image as PILImage
 
 from ..image_processing.loading import load_image
-from .formats.base import UNREADABLE, Findings, upright_size
+from .formats.base import BAD_IMAGE, UNREADABLE, Findings, upright_size
 
 ON_BAD_IMAGE = ("error", "drop")
 _READER = f"1, Pillow {PIL.__version__}"  # what was verified otherwise is verified again
@@ -54,24 +55,36 @@ def without_bad_images(dataset: Any, split: str, findings: Findings) -> Any:
     """The data set less the rows whose image cannot be used, each reported to `findings`."""
     if isinstance(dataset, IterableDataset):
         return dataset.filter(_is_good)
+    good = _good_rows(dataset, split, findings)
+    return dataset if len(good) == len(dataset) else dataset.select(good)
+
+
+def _good_rows(dataset: Dataset, split: str, findings: Findings) -> list[int]:
     good = []
     for index, (row, seen) in enumerate(look_at_images(dataset)):
         if seen.problem is None:
             good.append(index)
         else:
             findings.error(seen.problem[0], place_of(row, split), seen.problem[1], split)
+    return good
+
+
+def drop_bad_images(dataset: Any, name: str) -> Any:
+    """A `Dataset` in the schema, whatever its transform, less the rows whose image cannot be used; warns with their
+    number. Other data sets come back as they are."""
+    if not isinstance(dataset, Dataset) or "image" not in dataset.column_names:
+        return dataset
+    findings = Findings(dropped=BAD_IMAGE)
+    good = _good_rows(dataset.with_format(None), name, findings)
+    if said := findings.summary_of_dropped(name):
+        warn(said, stacklevel=2)
     return dataset if len(good) == len(dataset) else dataset.select(good)
-
-
-def verify_images(dataset: Dataset, name: str) -> None:
-    """Raises ValueError for the first image that cannot be used."""
-    without_bad_images(dataset, name, Findings())
 
 
 def place_of(row: dict, split: str) -> str:
     """Which image: id and, where there is one, file."""
     path = row["image"].get("path") if isinstance(row["image"], dict) else None
-    return f"image_id {row['image_id']}" + (f" ({path})" if path else f" (split {split!r})")
+    return f"image_id {row.get('image_id')}" + (f" ({path})" if path else f" (split {split!r})")
 
 
 def _is_good(row: dict) -> bool:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from hf_detr.evaluation.reading import read_detections, read_targets, to_host
+from hf_detr.image_processing.loading import to_eight_bits
 
 ImageLike = Image.Image | np.ndarray | torch.Tensor
 
@@ -253,7 +254,7 @@ def _rgb(image: ImageLike) -> Image.Image:
         values = np.asarray(image, dtype=np.float64)
         spread = (values - values.min()) / max(np.ptp(values), 1e-12)
         image = Image.fromarray((spread * 255).round().astype(np.uint8))
-    return image.convert("RGB")
+    return to_eight_bits(image, "image").convert("RGB")
 
 
 def _scaled(corners: NDArray, scale: float) -> tuple[float, float, float, float]:
