@@ -42,9 +42,7 @@ def load_in_order(network: nn.Module, path: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--voc", type=Path, required=True, help="the data set, for its classes; any usual format"
-    )
+    parser.add_argument("--voc", type=Path, required=True, help="the data set, for its classes; any usual format")
     parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--shortest-edge", type=int, default=240)
     parser.add_argument("--longest-edge", type=int, default=320)

@@ -73,9 +73,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     data.add_argument("--on-bad-box", choices=("error", "drop", "clip"), default="error", help="such as without area")
     data.add_argument("--on-bad-image", choices=("error", "drop"), default="error", help="such as damaged or missing")
     data.add_argument("--limit", type=positive, metavar="N", help="only the first N images of each split")
-    data.add_argument(
-        "--evaluate-on", metavar="SPLIT", help="for AP: validation, else test; train to overfit"
-    )
+    data.add_argument("--evaluate-on", metavar="SPLIT", help="for AP: validation, else test; train to overfit")
     data.add_argument("--shortest-edge", type=positive, help="pixels; the checkpoint's or 800 unless given")
     data.add_argument("--longest-edge", type=positive, help="pixels; 1333 / 800 of the shortest unless given")
     data.add_argument("--augment", choices=("none", "paper"), default="paper", help="flips, sizes and crops")

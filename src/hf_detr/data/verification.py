@@ -52,9 +52,10 @@ def look_at_images(dataset: Any, decode: bool = True) -> Iterator[tuple[dict, Se
 
 
 def without_bad_images(dataset: Any, split: str, findings: Findings) -> Any:
-    """The data set less the rows whose image cannot be used, each reported to `findings`."""
+    """The data set less the rows whose image cannot be used, each reported to `findings`; streams, which leave them out
+    as they are read, as they are."""
     if isinstance(dataset, IterableDataset):
-        return dataset.filter(_is_good)
+        return dataset
     good = _good_rows(dataset, split, findings)
     return dataset if len(good) == len(dataset) else dataset.select(good)
 
@@ -87,9 +88,9 @@ def place_of(row: dict, split: str) -> str:
     return f"image_id {row.get('image_id')}" + (f" ({path})" if path else f" (split {split!r})")
 
 
-def _is_good(row: dict) -> bool:
-    image = row["image"]
-    return _look(row, True, None).problem is None if isinstance(image, dict) else True
+def is_good(row: dict) -> bool:
+    """Whether the undecoded image of a row can be used."""
+    return _look(row, True, None).problem is None
 
 
 def _look(row: dict, decode: bool, remembered: "_Remembered | None") -> Seen:

@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, Iterable
 
 from ..box_policy import BoxPolicy, to_xywh_px
 from ..schema import detection_features, is_detection_dataset
+from ..verification import is_good
 from .base import UNREADABLE, Findings, check_class_names, upright_size
 
 # the names under which data sets on the Hub keep the same thing
@@ -46,7 +47,10 @@ def to_detection_schema(
         wanted = dataset.select_columns(names.used).cast_column(names.image, Image(decode=False))
         others = [name for name in names.used if name not in schema]
         # features given to `map` itself would end decoding for good: later casts of a typed stream change nothing
-        return wanted.map(_Streamed(rows), with_indices=True, remove_columns=others or None).cast(schema)
+        read = wanted.map(_Streamed(rows), with_indices=True, remove_columns=others or None)
+        if findings.dropped and not findings.collect:
+            read = read.filter(is_good)
+        return read.cast(schema)
 
     known = is_detection_dataset(dataset) and names.category_feature == label
     if known and bbox_format == "xywh" and not rows.any_change(dataset):
