@@ -19,8 +19,16 @@ from datasets import (
 
 from .box_policy import BOX_FORMATS, ON_BAD_BOX, BoxPolicy, look_like_fractions
 from .formats import FORMATS as FILE_FORMATS
-from .formats.base import BAD_IMAGE, Findings, ImageRecord, RawDataset, chosen_splits, split_name, with_train
-from .formats.hub import one_class_label, to_detection_schema
+from .formats.base import (
+    BAD_IMAGE,
+    Findings,
+    ImageRecord,
+    RawDataset,
+    chosen_splits,
+    split_name,
+    with_train,
+)
+from .formats.hub import is_for_datasets, is_saved, one_class_label, tar_shards, to_detection_schema
 from .formats.images import visible_folders
 from .schema import detection_features
 from .verification import ON_BAD_IMAGE, without_bad_images
@@ -227,10 +235,10 @@ def _located(source: Any, format: str) -> tuple[str, Any]:
 
 def _fitting(path: Path) -> list[str]:
     """The formats that a file or folder is in."""
-    if _is_saved(path):
+    if is_saved(path):
         return ["saved"]
     fitting = [name for name, one in FILE_FORMATS.items() if one.is_here(path)]
-    return fitting or (["hub"] if _is_for_datasets(path) else [])
+    return fitting or (["hub"] if is_for_datasets(path) else [])
 
 
 def _below(path: Path, levels: int = 3) -> Iterator[Path]:
@@ -360,26 +368,25 @@ def _column_of_fractions(dataset: Dataset) -> bool:
 
 def _open(source: str, format: str, streaming: bool, hub_options: dict) -> Any:
     """The `datasets` object of a save_to_disk folder, a local folder, or a name on the Hub."""
-    if format == "saved":
-        return load_from_disk(source)
-    if Path(source).exists():
-        # the whole path: a folder called "parquet" or "json" is not the builder of that name
-        return load_dataset(str(Path(source).resolve()), streaming=streaming, **hub_options)
+    path = Path(source)
     try:
-        return load_dataset(source, streaming=streaming, **hub_options)
-    except Exception as error:
+        if format == "saved":
+            return load_from_disk(source)
+        if path.suffix == ".tar" or (path.is_dir() and any(path.glob("**/*.tar"))):
+            return load_dataset("webdataset", data_files=tar_shards(path), streaming=streaming, **hub_options)
+        # the whole path: a folder called "parquet" or "json" is not the builder of that name
+        return load_dataset(str(path.resolve()) if path.exists() else source, streaming=streaming, **hub_options)
+    except Exception as error:  # of many kinds, by format
+        reason = f"{type(error).__name__}: {_first_line(error.__cause__ or error)}"
+        if path.exists():
+            raise ValueError(
+                f"{source}: datasets cannot read it ({reason}); mend the file, or write it anew."
+            ) from error
         raise FileNotFoundError(
-            f"{source}: no such file or folder here, and as a data set of the Hub it could not be loaded "
-            f"({type(error).__name__}: {error}); check the name, the network, and your login for a private one."
+            f"{source}: no such file or folder here, and as a data set of the Hub it could not be loaded ({reason}); "
+            "check the name, the network, and your login for a private one."
         ) from error
 
 
-def _is_saved(path: Path) -> bool:
-    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-
-
-def _is_for_datasets(path: Path) -> bool:
-    """Whether `datasets.load_dataset` reads it: Parquet, an image folder with metadata, shards of WebDataset."""
-    if path.is_file():
-        return path.suffix in (".parquet", ".tar")
-    return any(any(path.glob(f"**/{pattern}")) for pattern in ("*.parquet", "metadata.*", "*.tar"))
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")[:300]

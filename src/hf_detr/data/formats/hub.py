@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, Iterable
 from ..box_policy import BoxPolicy, to_xywh_px
 from ..schema import detection_features, is_detection_dataset
 from ..verification import is_good
-from .base import UNREADABLE, Findings, check_class_names, upright_size
+from .base import UNREADABLE, USUAL_SPLITS, Findings, check_class_names, split_name, upright_size
 
 # the names under which data sets on the Hub keep the same thing
 _OBJECTS = ("objects", "annotations", "object")
@@ -280,3 +280,25 @@ def _header_size(image: dict, where: str, split: str, findings: Findings) -> tup
                 "corrupt image", where, f"not a readable image ({error}); replace it or filter the row out.", split
             )
         return 0, 0
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` wrote the folder."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def is_for_datasets(path: Path) -> bool:
+    """Whether `datasets.load_dataset` reads it: Parquet, an image folder with metadata, shards of WebDataset."""
+    if path.is_file():
+        return path.suffix in (".parquet", ".tar")
+    return any(any(path.glob(f"**/{pattern}")) for pattern in ("*.parquet", "metadata.*", "*.tar"))
+
+
+def tar_shards(path: Path) -> dict[str, list[str]]:
+    """Split -> its tar files: by folder, or by the beginning of the name (train-0001.tar), or all "train"."""
+    shards: dict[str, list[str]] = {}
+    for file in [path] if path.is_file() else sorted(path.rglob("*.tar")):
+        names = (file.parent.name if file.parent != path else "", file.name.split("-")[0].split(".")[0])
+        split = next((split_name(name) for name in names if split_name(name) in USUAL_SPLITS), "train")
+        shards.setdefault(split, []).append(str(file))
+    return shards
