@@ -336,6 +336,10 @@ def _load_datasets(
         name, found = "the data set given", source
     if isinstance(found, (Dataset, IterableDataset)):
         found = {str(found.split or "train"): found}
+    if not found:
+        raise ValueError(f"{name}: there is no split in it; save the data set again.")
+    # as plain rows, whatever format was set
+    found = {split: one.with_format(None) if isinstance(one, Dataset) else one for split, one in found.items()}
     found = with_train({split_name(str(split)): one for split, one in found.items()})
     # over all splits, whatever the splits wanted: a class has one number
     label = one_class_label(found, options["class_names"], name, findings)
@@ -371,7 +375,10 @@ def _open(source: str, format: str, streaming: bool, hub_options: dict) -> Any:
     path = Path(source)
     try:
         if format == "saved":
-            return load_from_disk(source)
+            saved = load_from_disk(source)
+            for dataset in saved.values() if isinstance(saved, DatasetDict) else [saved]:
+                next(iter(dataset.with_format("arrow")), None)  # a file that is damaged says so here
+            return saved
         if path.suffix == ".tar" or (path.is_dir() and any(path.glob("**/*.tar"))):
             return load_dataset("webdataset", data_files=tar_shards(path), streaming=streaming, **hub_options)
         # the whole path: a folder called "parquet" or "json" is not the builder of that name

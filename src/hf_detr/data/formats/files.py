@@ -11,6 +11,7 @@ import yaml
 from .base import Findings
 
 _INT64, _INT32 = 2**63, 2**31
+MAX_AREA_PX = 1e38  # as the schema's float32 holds it
 _BYTE_ORDER_MARKS = {BOM_UTF32_LE: "utf-32", BOM_UTF32_BE: "utf-32", BOM_UTF16_LE: "utf-16", BOM_UTF16_BE: "utf-16"}
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from math import isfinite, log10
+from math import log10
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -13,6 +13,7 @@ from ..box_policy import BoxPolicy, to_xywh_px
 from ..schema import detection_features, is_detection_dataset
 from ..verification import is_good
 from .base import UNREADABLE, USUAL_SPLITS, Findings, check_class_names, split_name, upright_size
+from .files import MAX_AREA_PX
 
 # the names under which data sets on the Hub keep the same thing
 _OBJECTS = ("objects", "annotations", "object")
@@ -139,6 +140,8 @@ def one_class_label(
                 )
             for objects in dataset.select_columns([columns.objects])[:][columns.objects]:
                 names.update(_as_lists(objects, [columns.category])[columns.category])
+    if not all(isinstance(name, str | None) for name in names):
+        raise ValueError(f"{source}: class names must be words, got {sorted(map(str, names))}; name every class.")
     if class_names is None and len(labels) == len(found) and all(label == labels[0] for label in labels[1:]):
         return labels[0]
     if class_names is None:
@@ -212,7 +215,7 @@ class _RowReader:
                 continue
             box = to_xywh_px(box, self.bbox_format, width, height)
             area = source[columns.area][position] if columns.area else None
-            if area is not None and not (isfinite(area) and area >= 0):
+            if area is not None and not 0 <= area < MAX_AREA_PX:
                 self._error("bad area", place, f"area {area} is no number of square pixels; correct it or remove it.")
                 continue
             if width and height:  # else reported, or dropped
