@@ -198,10 +198,10 @@ def _is_entry(entry: Any, where: str, split: str | None, findings: Findings) -> 
 
 
 def _numbers(values: Any, count: int) -> tuple[float, ...] | None:
-    if not isinstance(values, list) or len(values) != count:
+    if not isinstance(values, list) or len(values) != count or any(isinstance(value, bool) for value in values):
         return None
     try:
-        return tuple(float(value) for value in values if not isinstance(value, bool | None))
+        return tuple(float(value) for value in values)
     except (TypeError, ValueError, OverflowError):
         return None
 
