@@ -28,7 +28,7 @@ from .formats.base import (
     split_name,
     with_train,
 )
-from .formats.hub import is_for_datasets, is_saved, one_class_label, tar_shards, to_detection_schema
+from .formats.hub import is_for_datasets, is_saved, one_class_label, tar_shards, to_detection_schema, unpacked
 from .formats.images import visible_folders
 from .schema import detection_features
 from .verification import ON_BAD_IMAGE, without_bad_images
@@ -380,7 +380,8 @@ def _open(source: str, format: str, streaming: bool, hub_options: dict) -> Any:
                 next(iter(dataset.with_format("arrow")), None)  # a file that is damaged says so here
             return saved
         if path.suffix == ".tar" or (path.is_dir() and any(path.glob("**/*.tar"))):
-            return load_dataset("webdataset", data_files=tar_shards(path), streaming=streaming, **hub_options)
+            shards = load_dataset("webdataset", data_files=tar_shards(path), streaming=streaming, **hub_options)
+            return {split: unpacked(dataset) for split, dataset in shards.items()}
         # the whole path: a folder called "parquet" or "json" is not the builder of that name
         return load_dataset(str(path.resolve()) if path.exists() else source, streaming=streaming, **hub_options)
     except Exception as error:  # of many kinds, by format

@@ -108,7 +108,7 @@ def _images(entries: list, finder: ImageFinder, path: Path, split: str, findings
             )
             findings.error("bad size", where, message, split)
             continue
-        image = finder.find(file_name) or (finder.folders[0] if finder.folders else path.parent) / file_name
+        image = finder.find(file_name) or finder.expected(file_name)
         if not (width and height):
             size = size_or_report(image, where, split, findings)
             if size is None:

@@ -305,3 +305,20 @@ def tar_shards(path: Path) -> dict[str, list[str]]:
         split = next((split_name(name) for name in names if split_name(name) in USUAL_SPLITS), "train")
         shards.setdefault(split, []).append(str(file))
     return shards
+
+
+def unpacked(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Samples of WebDataset: the fields of their .json (`objects`, `image_id` ...) as columns beside the image."""
+    fields = dataset.features.get("json")
+    if not isinstance(fields, dict):
+        raise ValueError(f"expected an image and a .json with objects in each sample, got {list(dataset.features)}")
+    images = {name: feature for name, feature in dataset.features.items() if isinstance(feature, Image)}
+    for name in images:
+        dataset = dataset.cast_column(name, Image(decode=False))
+    others = [name for name in dataset.features if name not in images]
+    dataset = dataset.map(_json_of, remove_columns=others)
+    return dataset.cast(Features({**images, **fields}))
+
+
+def _json_of(row: dict) -> dict:
+    return row["json"]

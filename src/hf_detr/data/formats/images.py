@@ -77,6 +77,12 @@ class ImageFinder:
             self._found_otherwise.append((name, found))
         return found
 
+    def expected(self, name: str) -> Path:
+        """Where the file of this name should be, and is not: beside the image that was found last, or where images
+        usually are."""
+        usual = [folder for folder in self.folders if folder not in self._shallow]
+        return next(iter([self._last] if self._last else usual or self.folders), Path()) / name
+
     def like(self, stem: str, suffix: str | None = None) -> Path | None:
         """The one image file of this path without a suffix, of any type or of the type of `suffix`."""
         parts = [part.casefold() for part in stem.split("/") if part]

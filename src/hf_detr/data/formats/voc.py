@@ -273,7 +273,7 @@ def _image(finder: ImageFinder, path: Path, filename: str) -> Path:
     stem = path.relative_to(home).with_suffix("").as_posix()
     found = finder.like(stem) or (finder.find(filename) if filename else None)
     found = found or (finder.like(Path(filename).stem) if filename else None)
-    return found or (finder.folders[0] if finder.folders else home) / (filename or f"{path.stem}.jpg")
+    return found or finder.expected(filename or f"{path.stem}.jpg")
 
 
 def _report_unannotated(finders: dict[Path, ImageFinder], files: list[Path], findings: Findings) -> None:
