@@ -126,8 +126,8 @@ def test_bad_images_are_dropped_before_the_first_step_and_counted(tmp_path, monk
     rows = list(scenes().cast_column("image", Image(decode=False)))
     rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:-60]
     dataset = transformed(Dataset.from_list(rows, features=scenes().features))
+    args = arguments(tmp_path, on_bad_image="drop", eval_strategy="no")
     with pytest.warns(UserWarning, match="train_dataset': 1 images dropped"):
-        args = arguments(tmp_path, on_bad_image="drop", eval_strategy="no")
         trainer = DetrTrainer(model(), args, train_dataset=dataset)
     assert len(trainer.train_dataset) == len(rows) - 1
     with pytest.raises(ValueError, match="on_bad_image='skip' is none of"):
