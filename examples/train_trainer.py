@@ -18,7 +18,7 @@ from hf_detr.data.transform import DetectionTransform, transform_dataset
 from hf_detr.training import CocoMetric, parameter_groups
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("data", help="a folder or Hub data set with splits train and test, or 'digits' for generated ones")
+parser.add_argument("data", help="a folder or Hub data set of any usual format, or 'digits' for generated ones")
 parser.add_argument("--checkpoint", help="a DETR to start from; else a fresh one on --backbone, a timm network")
 parser.add_argument("--backbone", default="resnet50")
 parser.add_argument("--shortest-edge", type=int, default=800, help="pixels")
@@ -30,7 +30,8 @@ options = parser.parse_args()
 if options.data == "digits":
     data = {"train": digit_scenes(options.images), "test": digit_scenes(options.images // 4, split="test")}
 else:
-    data = load_detection_dataset(options.data)
+    data = load_detection_dataset(options.data, hold_out=0.1)  # a tenth of the images, where there is but one split
+held_out = data["validation" if "validation" in data else "test"]
 classes = {"id2label": id2label(data), "label2id": {name: index for index, name in id2label(data).items()}}
 if options.checkpoint:
     model = DetrForObjectDetection.from_pretrained(options.checkpoint, auxiliary_loss=True, **classes)
@@ -48,7 +49,7 @@ trainer = Trainer(
     args,
     DetectionCollator(),
     train_dataset=transform_dataset(data["train"], DetectionTransform(processor, augment="paper")),
-    eval_dataset=transform_dataset(data["test"], DetectionTransform(processor)),
+    eval_dataset=transform_dataset(held_out, DetectionTransform(processor)),
     processing_class=processor,
     compute_metrics=metric,
     preprocess_logits_for_metrics=metric.preprocess,

@@ -59,3 +59,41 @@ def test_check_judges_the_number_of_queries_given_or_that_of_a_model(digits_dir,
 )
 def test_impossible_queries_or_models_are_a_users_error(digits_dir, tmp_path, more, words):
     assert_one_line_and_exit_code_2(hf_detr("check", digits_dir, *more, cwd=tmp_path), words)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "size", "values", "duplicate", "queries", "area"])
+def test_what_check_refuses_train_refuses_before_its_first_step_with_the_file(tmp_path, capsys, damage):
+    root = write_coco(tmp_path / "coco")
+    image, listed = root / "val2017" / "b.png", root / "annotations" / "instances_val2017.json"
+    content = json.loads(listed.read_text())
+    named = image
+    if damage == "truncated":
+        image.write_bytes(image.read_bytes()[:-40])
+    elif damage == "missing":
+        image.unlink()
+    elif damage == "size":
+        Image.new("RGB", (30, 30)).save(image)
+    elif damage == "values":
+        Image.new("F", (40, 30), -1.0).save(image, "TIFF")
+    elif damage == "duplicate":
+        content["images"][1]["id"], named = content["images"][0]["id"], listed
+    elif damage == "area":
+        content["annotations"][0]["area"], named = -1, listed
+    else:
+        content["annotations"] += [{**content["annotations"][0], "id": 9 + n, "bbox": [1, 1, n, 3]} for n in (1, 2, 3)]
+        named = root / "val2017" / "a.png"
+    listed.write_text(json.dumps(content))
+    queries = ("--num-queries", "3")
+    assert main(["check", str(root), *queries]) == 1
+    capsys.readouterr()
+    run = tmp_path / "run"
+    assert (
+        main(["train", str(root), "--output", str(run), "--backbone", "test_resnet", "--device", "cpu", *queries]) == 2
+    )
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert str(named) in last
+    assert "the first: " in last
+    assert "--no-check" in last
+    assert not list(run.glob("checkpoint*"))
+    if named == image and damage != "queries":
+        assert main(["check", str(root), *queries, "--on-bad-image", "drop"]) == 0

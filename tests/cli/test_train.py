@@ -155,11 +155,11 @@ def test_a_run_folder_is_fine_tuned_on_other_classes_and_a_part_of_the_only_spli
     assert str(folder.parent) not in card
 
 
-def test_train_on_a_corrupt_picture_stops_before_it_starts_and_names_it(tmp_path):
+def test_train_on_a_corrupt_image_stops_before_it_starts_and_names_it(tmp_path):
     data = write_coco(tmp_path / "coco")
     (data / "val2017" / "b.png").write_bytes(b"no picture")
     done = hf_detr("train", data, "--output", tmp_path / "run", *TINY)
-    assert_one_line_and_exit_code_2(done, "1 pictures cannot be used", "b.png", "hf-detr check")
+    assert_one_line_and_exit_code_2(done, "1 problems in the data", "b.png", "hf-detr check")
 
 
 def test_train_refuses_what_would_overwrite_or_change_a_run(undisturbed, digits_dir, tmp_path):

@@ -151,7 +151,7 @@ def test_unknown_classes_and_damaged_annotations_are_collected(coco_dir, voc_dir
     (voc_dir / "Annotations/a.xml").write_text("<annotation>")
     assert [problem.kind for problem in check_dataset(voc_dir).errors] == ["corrupt annotation"]
 
-    (yolo_dir / "labels/train/a.txt").write_text("7 0.5 0.5 0.1 0.1\n1 0 0 1 0 1 1\n0 0.5 0.5 0.1 0.1")
+    (yolo_dir / "labels/train/a.txt").write_text("7 0.5 0.5 0.1 0.1\n1 0 0 1 0 1 1 0\n0 0.5 0.5 0.1 0.1")
     problems = check_dataset(yolo_dir).errors
     assert [(one.kind, one.where.rsplit(":", 1)[1]) for one in problems] == [
         ("unknown class", "1"),

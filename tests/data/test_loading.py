@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import tarfile
+from io import BytesIO
 
 import pytest
 from datasets import (
@@ -263,3 +265,31 @@ def test_a_data_set_without_boxes_says_what_it_needs(tmp_path):
         load_detection_dataset(dataset)
     with pytest.raises(TypeError, match="source must be"):
         load_detection_dataset(42)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tar_shards_of_webdataset_are_read(tmp_path, streaming):
+    number = 0
+    for shard in range(2):
+        for split, count in (("train", 3), ("val", 1)):
+            with tarfile.open(tmp_path / f"{split}-{shard:04d}.tar", "w") as tar:
+                for _ in range(count):
+                    number += 1
+                    objects = {"bbox": [[1, 2, 3, 4.5]], "category": ["cat"]}
+                    given = json.dumps({"objects": objects, "image_id": number}).encode()
+                    picture = write_picture(tmp_path / "picture" / "one.png", number).read_bytes()
+                    for name, content in ((f"{number:03}.png", picture), (f"{number:03}.json", given)):
+                        info = tarfile.TarInfo(name)
+                        info.size = len(content)
+                        tar.addfile(info, BytesIO(content))
+    assert find_format(tmp_path) == "hub"
+    options = {"class_names": ["cat"]} if streaming else {}  # a stream is not read to find the names
+    data = load_detection_dataset(tmp_path, streaming=streaming, **options)
+    assert class_names(data) == ["cat"]
+    rows = {split: list(one) for split, one in data.items()}
+    assert {split: len(many) for split, many in rows.items()} == {"train": 6, "validation": 2}
+    assert sorted(row["image_id"] for many in rows.values() for row in many) == list(range(1, 9))
+    for row in rows["train"]:
+        assert row["objects"]["bbox"] == [[1, 2, 3, 4.5]]
+        assert row["image"].size == (row["width"], row["height"]) == (40, 30)
+        assert row["image"].getpixel((0, 0))[0] == row["image_id"]

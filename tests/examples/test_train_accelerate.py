@@ -316,6 +316,24 @@ def test_a_saved_dataset_and_a_checkpoint_start_a_run_for_new_classes(voc_folder
     assert DetrImageProcessor.from_pretrained(tmp_path / "run" / "best").size["shortest_edge"] == 64
 
 
+@pytest.mark.parametrize("example", ["train_accelerate", "train_trainer"])
+def test_a_lone_split_of_another_name_is_trained_and_a_part_of_it_evaluated_on(tmp_path, monkeypatch, example):
+    from ..data.tiny_data import coco_content, write_pictures  # as CVAT exports it
+
+    write_pictures(tmp_path / "cvat" / "images" / "default")
+    (tmp_path / "cvat" / "annotations").mkdir()
+    (tmp_path / "cvat" / "annotations" / "instances_default.json").write_text(json.dumps(coco_content()))
+    if example == "train_accelerate":
+        run_here(monkeypatch, tmp_path / "run", "--dataset", tmp_path / "cvat", "--epochs", 1)
+        [entry] = history(tmp_path / "run")
+        assert entry["eval_num_images"] == 1
+        return
+    more = ("--backbone", "test_resnet", "--shortest-edge", "64", "--epochs", "1", "--output", str(tmp_path / "run"))
+    monkeypatch.setattr(sys, "argv", ["train_trainer.py", str(tmp_path / "cvat"), *more])
+    names = runpy.run_path(str(SCRIPT.with_name("train_trainer.py")), run_name="__main__")
+    assert (len(names["trainer"].train_dataset), len(names["held_out"])) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset, Image
 from transformers import TrainingArguments
 
 from hf_detr.training import DetrTrainer, DetrTrainingArguments
@@ -118,3 +119,16 @@ def test_a_stream_trains_and_is_no_data_set_to_evaluate_on(tmp_path):
         DetrTrainer(model(), args, train_dataset=stream).train()
     with pytest.raises(ValueError, match="eval_dataset is a stream"):
         DetrTrainer(model(), args, train_dataset=transformed(scenes(2)), eval_dataset=stream).evaluate()
+
+
+def test_bad_images_are_dropped_before_the_first_step_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    rows = list(scenes().cast_column("image", Image(decode=False)))
+    rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:-60]
+    dataset = transformed(Dataset.from_list(rows, features=scenes().features))
+    args = arguments(tmp_path, on_bad_image="drop", eval_strategy="no")
+    with pytest.warns(UserWarning, match="train_dataset': 1 images dropped"):
+        trainer = DetrTrainer(model(), args, train_dataset=dataset)
+    assert len(trainer.train_dataset) == len(rows) - 1
+    with pytest.raises(ValueError, match="on_bad_image='skip' is none of"):
+        arguments(tmp_path, on_bad_image="skip")

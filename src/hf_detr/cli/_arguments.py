@@ -73,13 +73,19 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
-def add_bad_box_argument(group: Any) -> None:
-    """What becomes of impossible boxes."""
+def add_policy_arguments(group: Any) -> None:
+    """What becomes of impossible boxes and of images that cannot be used."""
     group.add_argument(
         "--on-bad-box",
         choices=("error", "drop", "clip"),
         default="error",
         help="boxes without area or outside their image: stop (default), leave out, or cut to the image; all counted",
+    )
+    group.add_argument(
+        "--on-bad-image",
+        choices=("error", "drop"),
+        default="error",
+        help="images that are missing, damaged or of another size: stop (default), or leave out and count",
     )
 
 

@@ -13,7 +13,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from hf_detr.configuration_detr import DetrConfig
 from hf_detr.data.checks import check_dataset
-from hf_detr.data.loading import load_detection_dataset
+from hf_detr.data.loading import load_detection_dataset, with_validation
 from hf_detr.data.report import Report
 from hf_detr.data.schema import id2label
 from hf_detr.data.transform import DetectionTransform, transform_dataset
@@ -22,9 +22,6 @@ from hf_detr.modeling_detr import DetrForObjectDetection
 from hf_detr.training import DetrTrainer, DetrTrainingArguments
 
 from ._running import is_quicker_in_bf16, load_processor, one_line, progress_bar
-
-# Pictures with these problems end a training in its middle; better before it.
-_STOPS = ("missing image", "corrupt image", "size differs")
 
 
 @dataclass
@@ -41,15 +38,16 @@ class Splits:
 
 
 def print_report(args: argparse.Namespace, options: dict[str, Any]) -> Report:
-    """What the data holds and what is wrong with it. Raises ValueError where pictures cannot be used."""
+    """What the data holds and what is wrong with it. Raises ValueError where `hf-detr check` finds errors."""
     queries = args.num_queries or (100 if args.backbone else _queries_of(args.model))
-    report = check_dataset(args.data, args.format, num_queries=queries, decode_images=False, **options)
+    policies = {"on_bad_box": args.on_bad_box, "on_bad_image": args.on_bad_image}
+    report = check_dataset(args.data, args.format, num_queries=queries, **policies, **options)
     print(report.text(), end="\n\n")
-    stopping = [problem for problem in report.errors if problem.kind in _STOPS]
-    if stopping:
+    if report.errors:
+        first = report.errors[0]
         raise ValueError(
-            f"{args.data}: {len(stopping)} pictures cannot be used, the first: {stopping[0].where}: "
-            f"{stopping[0].message} All of them: hf-detr check {args.data} --json problems.json"
+            f"{args.data}: {len(report.errors):,} problems in the data, the first: {first.where}: {first.message} "
+            f"All of them: hf-detr check {args.data} --json problems.json. To train all the same: --no-check."
         )
     return report
 
@@ -63,22 +61,15 @@ def _queries_of(model: str) -> int:
 
 def load_splits(args: argparse.Namespace, options: dict[str, Any]) -> Splits:
     """The splits by their names; validation is held out of train where there is no other."""
-    loaded = load_detection_dataset(args.data, args.format, on_bad_box=args.on_bad_box, **options)
-    if "train" not in loaded:
-        raise ValueError(f"{args.data}: no split 'train', only {', '.join(loaded)}; rename one of them.")
-    train = loaded["train"]
-    validation, test = loaded.get("validation"), loaded.get("test")
-    if validation is None and test is None:
-        if len(train) < 2:
-            raise ValueError(f"{args.data}: one image is not enough to train and to evaluate; add some.")
-        parts = train.train_test_split(args.hold_out, seed=args.seed)
-        train, validation = parts["train"], parts["test"]
-        print(f"no other split: {len(validation):,} of the training images are held out as validation\n")
-    if validation is None:
-        return Splits(train, test, test, ("train", "test", "test"))
-    if test is None:
-        return Splits(train, validation, validation, ("train", "validation", "validation"))
-    return Splits(train, validation, test, ("train", "validation", "test"))
+    loaded = load_detection_dataset(
+        args.data, args.format, on_bad_box=args.on_bad_box, on_bad_image=args.on_bad_image, **options
+    )
+    parts = with_validation(loaded, args.hold_out, args.seed, args.data)
+    if len(parts) > len(loaded):
+        print(f"no other split: {len(parts['validation']):,} of the training images are held out as validation\n")
+    validation = "validation" if "validation" in parts else "test"
+    test = "test" if "test" in parts else "validation"
+    return Splits(parts["train"], parts[validation], parts[test], ("train", validation, test))
 
 
 def build_model(

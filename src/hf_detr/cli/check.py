@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ._arguments import add_data_arguments, data_options, positive
+from ._arguments import add_data_arguments, add_policy_arguments, data_options, positive
 from ._sources import check_data_source, check_model_source
 
 _DEFAULT_QUERIES = 100  # the paper's, and DetrConfig's
@@ -13,8 +13,9 @@ _DEFAULT_QUERIES = 100  # the paper's, and DetrConfig's
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Exit code: 0 no errors (warnings there may be), 1 errors in the data, 2 it could not be read."
     group = add_data_arguments(parser)
+    add_policy_arguments(group)
     group.add_argument("--split", action="append", metavar="NAME", help="look at this split alone; can be repeated")
-    group.add_argument("--headers-only", action="store_true", help="do not decode the pictures: quicker, finds less")
+    group.add_argument("--headers-only", action="store_true", help="do not decode the images: quicker, finds less")
     queries = parser.add_mutually_exclusive_group()
     queries.add_argument(
         "--num-queries",
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     queries.add_argument("--model", metavar="MODEL", help="a DETR, folder or Hub name, whose number of queries counts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report, every problem in it")
-    parser.add_argument("--draw", type=Path, metavar="FILE", help="write a sheet of pictures with their boxes")
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="write a sheet of images with their boxes")
     parser.add_argument("--pictures", type=positive, default=16, metavar="N", help="on the sheet (default 16)")
 
 
@@ -42,12 +43,13 @@ def run(args: argparse.Namespace) -> int:
 
     disable_progress_bars()
     if args.draw and args.draw.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--draw {args.draw}: not the name of a picture; end it with .png or .jpg.")
+        raise ValueError(f"--draw {args.draw}: not the name of an image file; end it with .png or .jpg.")
     options = {**data_options(args), "splits": args.split}
     num_queries, whose = _num_queries(args)
     report = check_dataset(
-        args.data, args.format, num_queries=num_queries, decode_images=not args.headers_only, **options
-    )
+        args.data, args.format, num_queries=num_queries, decode_images=not args.headers_only,
+        on_bad_box=args.on_bad_box, on_bad_image=args.on_bad_image, **options,
+    )  # fmt: skip
     print(report.text(whose))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ._arguments import add_bad_box_argument, add_data_arguments, add_running_arguments, data_options, positive
+from ._arguments import add_data_arguments, add_policy_arguments, add_running_arguments, data_options, positive
 from ._sources import check_data_source, check_model_source
 
 _PREFERRED_SPLITS = ("test", "validation")
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a folder of save_pretrained or hf-detr train, or a Hub name")
     group = add_data_arguments(parser)
     group.add_argument("--split", metavar="NAME", help="default: test, else validation, else the only one there is")
-    add_bad_box_argument(group)
+    add_policy_arguments(group)
     parser.add_argument(
         "--max-dets",
         type=positive,
@@ -49,9 +49,8 @@ def run(args: argparse.Namespace) -> int:
         keep_freed_memory()
     evaluator_arguments = {"max_dets": tuple(args.max_dets)}
     CocoEvaluator(**evaluator_arguments)  # its errors before the work, not after
-    splits = load_detection_dataset(
-        args.data, args.format, splits=args.split, on_bad_box=args.on_bad_box, **data_options(args)
-    )
+    policies = {"on_bad_box": args.on_bad_box, "on_bad_image": args.on_bad_image}
+    splits = load_detection_dataset(args.data, args.format, splits=args.split, **policies, **data_options(args))
     split = choose_split(list(splits))
     dataset = splits[split]
     model, processor = load_model(args.model)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ._arguments import (
     above_zero,
-    add_bad_box_argument,
     add_data_arguments,
+    add_policy_arguments,
     counting,
     data_options,
     fraction,
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the run folder")
 
     data = add_data_arguments(parser)
-    add_bad_box_argument(data)
+    add_policy_arguments(data)
     data.add_argument("--no-check", action="store_true", help="do not look for problems in all of the data first")
     data.add_argument(
         "--hold-out", type=fraction, default=0.1, metavar="SHARE",

@@ -1,23 +1,16 @@
 """`check_dataset`: every problem of a detection data set in one report, before training meets them one by one."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from io import BytesIO
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Image
-from PIL import UnidentifiedImageError
-
 from .box_policy import box_problem, look_like_corners, look_like_fractions
-from .formats.base import UNREADABLE, Findings, upright_size
+from .formats.base import Findings
 from .loading import load
 from .report import Report, SplitSummary, Spread, size_classes
 from .schema import class_names, original_category_ids
+from .verification import Seen, look_at_images, place_of
 
 _UNIONS = ("trainval", "all", "full")  # lists that hold other splits on purpose
 _WAYS_OUT = "correct it, or load with on_bad_box='drop' or 'clip'"
@@ -29,21 +22,25 @@ def check_dataset(
     *,
     num_queries: int = 100,
     decode_images: bool = True,
+    on_bad_box: str = "error",
+    on_bad_image: str = "error",
     **options: Any,
 ) -> Report:
     """Reads a data set (whatever `load_detection_dataset` takes, with its options) and reports what is in it and wrong.
 
-    Found are: missing and corrupt pictures (fully decoded; `decode_images=False` reads headers only) and sizes that
-    differ from the annotated; boxes that are empty, negative, not finite or outside their image; boxes that look like
-    corners given as xywh, or like fractions given as pixels; unknown classes, corrupt annotations; ids given twice,
-    the same object or picture twice, the same picture in two splits; classes without objects; more objects in an
-    image than `num_queries`. Pictures are compared by their bytes.
+    Found are: missing and corrupt images (fully decoded, those found good once are remembered; `decode_images=False`
+    reads headers only) and sizes that differ from the annotated; boxes that are empty, negative, not finite or outside
+    their image; boxes that look like corners given as xywh, or like fractions given as pixels; unknown classes, corrupt
+    annotations; ids given twice, the same object or image twice, the same image in two splits; classes without objects;
+    more objects in an image than `num_queries`; nothing to train on. Images are compared by their bytes. What is an
+    error here stops `hf-detr train` before its first step; what `on_bad_box` and `on_bad_image` say is to be dropped or
+    clipped is a warning.
 
     Raises ValueError only where nothing can be read at all (no data set found, broken JSON or YAML, two classes of
     one name).
     """
     findings = Findings(collect=True)
-    loaded = load(source, format, findings, on_bad_box="keep", **options)
+    loaded = load(source, format, findings, on_bad_box="keep", on_bad_image=on_bad_image, **options)
     names = class_names(loaded.splits)
     report = Report(
         source=str(source) if isinstance(source, (str, Path)) else "data set",
@@ -54,27 +51,20 @@ def check_dataset(
         splits={},
         problems=findings.problems,
     )
-    pictures: dict[bytes, list[tuple[str, str]]] = defaultdict(list)  # digest of the file -> (split, place)
+    images: dict[bytes, list[tuple[str, str]]] = defaultdict(list)  # digest of the file -> (split, place)
     for split, dataset in loaded.splits.items():
-        check = _SplitCheck(split, names, findings, num_queries, loaded.places)
-        for row, seen in _with_pictures(dataset, decode_images):
+        check = _SplitCheck(split, names, findings, num_queries, loaded.places, loaded.emptied, on_bad_box)
+        for row, seen in look_at_images(dataset, decode_images):
             check.add(row, seen)
             if seen.digest:
-                pictures[seen.digest].append((split, check.place(row)))
+                images[seen.digest].append((split, place_of(row, split)))
         report.splits[split] = check.finish()
     _forget_repeated(findings)
-    _report_same_pictures(pictures, findings)
+    _report_same_images(images, findings)
     _report_classes(report, findings)
+    if not options.get("splits"):
+        _report_splits(report, findings)
     return report
-
-
-@dataclass
-class _Picture:
-    """What opening a picture told."""
-
-    digest: bytes = b""
-    size_wh: tuple[int, int] | None = None
-    problem: tuple[str, str] | None = None  # kind and message
 
 
 @dataclass
@@ -86,6 +76,8 @@ class _SplitCheck:
     findings: Findings
     num_queries: int
     places: dict
+    emptied: set
+    on_bad_box: str
     image_ids: dict[int, str] = field(default_factory=dict)
     object_ids: dict[int, str] = field(default_factory=dict)
     widths: list[int] = field(default_factory=list)
@@ -97,27 +89,17 @@ class _SplitCheck:
     by_class: Counter = field(default_factory=Counter)
     crowds: int = 0
     bad: int = 0
-
-    def place(self, row: dict) -> str:
-        """Which picture: id and, where there is one, file."""
-        path = row["image"].get("path") if row["image"] else None
-        return f"image_id {row['image_id']}" + (f" ({path})" if path else f" (split {self.split!r})")
+    lost_all: int = 0
 
     def error(self, kind: str, where: str, message: str) -> None:
         """One more error of this split."""
         self.findings.error(kind, where, message, self.split)
 
-    def add(self, row: dict, seen: _Picture) -> None:
-        """One row, its picture having been looked at."""
-        place, width, height = self.place(row), row["width"], row["height"]
+    def add(self, row: dict, seen: Seen) -> None:
+        """One row, its image having been looked at."""
+        place, width, height = place_of(row, self.split), row["width"], row["height"]
         if seen.problem:
             self.error(seen.problem[0], place, seen.problem[1])
-        elif seen.size_wh and width and height and seen.size_wh != (width, height):
-            message = (
-                f"the picture is {seen.size_wh[0]} x {seen.size_wh[1]} pixels, annotated as {width} x {height}; "
-                "its boxes cannot be trusted: correct the annotated size, or the picture."
-            )
-            self.error("size differs", place, message)
         if row["image_id"] in self.image_ids:
             message = f"image_id {row['image_id']} is that of {self.image_ids[row['image_id']]} too; renumber."
             self.error("duplicate id", place, message)
@@ -125,6 +107,7 @@ class _SplitCheck:
         if width and height:
             self.widths.append(width)
             self.heights.append(height)
+        self.lost_all += (self.split, row["image_id"]) in self.emptied
         self._add_objects(row, place)
 
     def _add_objects(self, row: dict, place: str) -> None:
@@ -145,7 +128,7 @@ class _SplitCheck:
                 message = f"the same box and class ({self.names[category]}) more than once; remove the copies."
                 self.findings.warning("duplicate object", where, message, self.split)
             if not (width and height):
-                continue  # an unreadable picture of unknown size, reported as such
+                continue  # an unreadable image of unknown size, reported as such
             problem = box_problem(box, width, height)
             if problem != "not finite":
                 self.boxes.append(box)
@@ -153,7 +136,9 @@ class _SplitCheck:
             if problem:
                 self.bad += 1
                 numbers = ", ".join(f"{value:g}" for value in box)
-                self.error(f"box: {problem}", where, f"[{numbers}] (xywh) of {width} x {height} pixels; {_WAYS_OUT}.")
+                report = self.findings.error if self.on_bad_box in ("error", "keep") else self.findings.warning
+                message = f"[{numbers}] (xywh) of {width} x {height} pixels; {_WAYS_OUT}."
+                report(f"box: {problem}", where, message, self.split)
             else:
                 self.areas.append(box[2] * box[3])
         wanted = len(objects["id"]) - sum(objects["iscrowd"])
@@ -184,6 +169,7 @@ class _SplitCheck:
         return SplitSummary(
             images=len(self.counts),
             images_without_objects=sum(count == 0 for count in self.counts),
+            images_that_lost_all=self.lost_all,
             objects=sum(self.counts),
             crowds=self.crowds,
             bad_boxes=self.bad,
@@ -196,33 +182,6 @@ class _SplitCheck:
         )
 
 
-def _with_pictures(dataset: Any, decode: bool) -> Iterator[tuple[dict, _Picture]]:
-    """Rows with what their picture told; pictures are read by a few threads, a few dozen at a time."""
-    rows = iter(dataset.cast_column("image", Image(decode=False)))
-    with ThreadPoolExecutor() as pool:
-        while chunk := list(islice(rows, 64)):
-            yield from zip(chunk, pool.map(lambda row: _look(row["image"], decode), chunk), strict=True)
-
-
-def _look(image: dict | None, decode: bool) -> _Picture:
-    if not image or not (image.get("bytes") or image.get("path")):
-        return _Picture(problem=("missing image", "the row has no picture; add it or remove the row."))
-    try:
-        content = image.get("bytes") or Path(image["path"]).read_bytes()
-    except FileNotFoundError:
-        return _Picture(problem=("missing image", "no such file; restore it or remove its entry."))
-    except OSError as error:
-        return _Picture(problem=("corrupt image", f"cannot be read ({error}); check the file."))
-    digest = blake2b(content, digest_size=16).digest()
-    try:
-        return _Picture(digest, upright_size(BytesIO(content), decode))
-    except UNREADABLE as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-        return _Picture(
-            digest, problem=("corrupt image", f"cannot be decoded ({reason}); replace it or remove its entry.")
-        )
-
-
 def _forget_repeated(findings: Findings) -> None:
     """A file and line in train and, again, in trainval has one problem, not two."""
     known = {(one.kind, one.where) for one in findings.problems if one.split not in _UNIONS}
@@ -231,19 +190,19 @@ def _forget_repeated(findings: Findings) -> None:
     ]
 
 
-def _report_same_pictures(pictures: dict[bytes, list[tuple[str, str]]], findings: Findings) -> None:
-    for places in pictures.values():
+def _report_same_images(images: dict[bytes, list[tuple[str, str]]], findings: Findings) -> None:
+    for places in images.values():
         by_split: dict[str, list[str]] = defaultdict(list)
         for split, place in places:
             by_split[split].append(place)
         for split, several in by_split.items():
             if len(several) > 1:
-                message = f"the same picture as {', '.join(several[1:])}; remove the copies."
+                message = f"the same image as {', '.join(several[1:])}; remove the copies."
                 findings.warning("duplicate image", several[0], message, split)
         apart = [split for split in by_split if split not in _UNIONS]
         if len(apart) > 1:
             first, *others = apart
-            message = f"the same picture is in split {first!r} too ({by_split[first][0]}); keep it in one of them."
+            message = f"the same image is in split {first!r} too ({by_split[first][0]}); keep it in one of them."
             for other in others:
                 findings.error("leak between splits", by_split[other][0], message, other)
 
@@ -258,3 +217,13 @@ def _report_classes(report: Report, findings: Findings) -> None:
         elif counts.get("train") == 0:
             message = f"no object in train, but {counts} elsewhere; it cannot be learned."
             findings.warning("class without objects", f"class {name!r}", message, "train")
+
+
+def _report_splits(report: Report, findings: Findings) -> None:
+    """Whether there is something to train on and something to evaluate on, as `hf-detr train` needs it."""
+    if len(report.splits) > 1 and "train" not in report.splits:
+        message = f"no split 'train', only {', '.join(report.splits)}; rename one of them, or look at one by --split."
+        findings.error("no training split", report.source, message)
+    if len(report.splits) == 1 and sum(one.images for one in report.splits.values()) == 1:
+        message = "one image is not enough to train and to evaluate; add some."
+        findings.error("too few images", report.source, message)

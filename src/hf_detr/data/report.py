@@ -31,10 +31,12 @@ class Spread:
 
 @dataclass
 class SplitSummary:
-    """Counts of one split; sizes in pixels, a box's size being the root of its area."""
+    """Counts of one split; sizes in pixels, a box's size being the root of its area. `images_that_lost_all` of those
+    without objects have some that could not be read."""
 
     images: int = 0
     images_without_objects: int = 0
+    images_that_lost_all: int = 0
     objects: int = 0
     crowds: int = 0
     bad_boxes: int = 0
@@ -85,13 +87,14 @@ class Report:
         lines = [f"{self.source} ({self.format}), {len(self.classes)} classes"]
         for split, summary in self.splits.items():
             small, medium, large = summary.small_medium_large
-            most = summary.objects_per_image.max
+            most, lost = summary.objects_per_image.max, summary.images_that_lost_all
             verdict = "enough" if most <= self.num_queries else "NOT ENOUGH"
             lines += [
                 "",
                 f"{split}: {summary.images:,} images, {summary.objects:,} objects"
                 + (f" ({summary.crowds:,} of them crowds)" if summary.crowds else "")
-                + f", {summary.images_without_objects:,} images without objects",
+                + f", {summary.images_without_objects:,} images without objects"
+                + (f" ({lost:,} of them because all of theirs are at fault, see below)" if lost else ""),
                 f"  image width   {summary.image_width_px} px",
                 f"  image height  {summary.image_height_px} px",
                 f"  box size      {summary.box_size_px} px; {small:,} small, {medium:,} medium, {large:,} large",

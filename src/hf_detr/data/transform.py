@@ -8,6 +8,7 @@ from datasets import Dataset, Image, IterableDataset
 from PIL import Image as PILImage
 from PIL import ImageOps
 
+from ..image_processing.loading import to_eight_bits
 from ..image_processing.settings import resized_hw
 from .augmentation import PaperAugmentation, paper_augmentation
 from .formats.base import UNREADABLE
@@ -140,6 +141,8 @@ def decode_image(row: Mapping[str, Any], check_size: bool = False) -> Any:
         except UNREADABLE as error:
             raise ValueError(f"{place}: the image cannot be decoded ({error}); {_REMEDY}.") from error
         image = ImageOps.exif_transpose(opened)
+    if isinstance(image, PILImage.Image):
+        image = to_eight_bits(image, place)
     if check_size and isinstance(image, PILImage.Image) and row.get("width") and row.get("height"):
         claimed = (row["width"], row["height"])
         if image.size != claimed:

@@ -126,12 +126,7 @@ def _pil_to_tensor(image: Image.Image, name: str, do_convert_rgb: bool, do_exif_
     except _UNREADABLE as error:
         raise ValueError(f"{name}: the image is damaged ({error}); fetch the file again, or leave it out.") from error
 
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # PIL would clip these to 8 bits, which turns most 16-bit images white
-        tensor = _array_to_tensor(np.array(image))[None]
-        if do_convert_rgb:
-            tensor = _to_three_channels(tensor, name)
-        return _to_uint8_or_float32(tensor, name)
+    image = to_eight_bits(image, name)
     mode = image.mode
     try:
         image = image.convert(_STRAIGHT_ALPHA[mode]) if mode in _STRAIGHT_ALPHA else image
@@ -145,6 +140,27 @@ def _pil_to_tensor(image: Image.Image, name: str, do_convert_rgb: bool, do_exif_
         raise ValueError(f"{name}: PIL cannot make RGB of mode {mode!r} ({error}); convert the image first.") from error
     tensor = torch.from_numpy(np.array(image))
     return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)
+
+
+def to_eight_bits(image: Image.Image, place: str) -> Image.Image:
+    """A grey PIL image of 16 or 32 bits a pixel as one of 8 bits (mode "L"); other images as they are.
+
+    16-bit integers (PIL would clip them, which turns most images white) are scaled from [0, 65535]. 32-bit integers
+    hold 8 bits where none exceeds 255, else 16; floats besides [0, 1] where none exceeds 1. Whatever reads an image
+    (processor, augmentation, drawing, checks) scales by this function. Raises ValueError for other values.
+    """
+    if not (image.mode.startswith("I;16") or image.mode in ("I", "F")):
+        return image
+    values = np.array(image).astype(np.float64)
+    low, high = values.min(initial=0), values.max(initial=0)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"{place}: pixels are NaN or infinite; repair the image or leave it out.")
+    if low < 0 or high > 65535:
+        raise ValueError(
+            f"{place}: a grey image with values from {low:g} to {high:g}; scale them to [0, 255] or [0, 65535]."
+        )
+    top = 65535 if high > 255 or image.mode.startswith("I;16") else 1 if image.mode == "F" and high <= 1 else 255
+    return Image.fromarray((values * 255 / top).round().astype(np.uint8))
 
 
 def _array_to_tensor(array: np.ndarray) -> Tensor:

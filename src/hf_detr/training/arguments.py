@@ -6,6 +6,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..data.box_policy import ON_BAD_BOX
+from ..data.verification import ON_BAD_IMAGE
 from .recipes import RECIPES, averages_weights, class_head_rate_of
 
 
@@ -36,6 +37,9 @@ class DetrTrainingArguments(TrainingArguments):
         early_stopping_threshold: what counts as better, in units of the metric.
         on_bad_box: what to do with boxes that are not finite, have no area or leave their image: "error" (before the
             first step, naming the image), "drop" or "clip", both with a count.
+        on_bad_image: what to do with images that are missing, damaged or not of the size their row says: "error" when
+            one is read, or "drop" before the first step, with a count; for that all images are opened, and those found
+            good are remembered in the user's cache.
         group_by_aspect_ratio: batches of pictures of like shape, so that less is padded; the data set needs the columns
             width and height. Alike are the pictures as they will be after augmentation, in ratio and size, if every
             augmentation tells that beforehand, as the paper's does (`DetectionTransform.tells_final_hw`); else only
@@ -65,6 +69,7 @@ class DetrTrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = field(default=None, metadata={"help": "Evaluations without a better AP."})
     early_stopping_threshold: float = field(default=0.0, metadata={"help": "By how much AP must be better."})
     on_bad_box: str = field(default="error", metadata={"help": f"One of {', '.join(ON_BAD_BOX[:3])}."})
+    on_bad_image: str = field(default="error", metadata={"help": f"One of {', '.join(ON_BAD_IMAGE)}."})
     group_by_aspect_ratio: bool = field(default=False, metadata={"help": "Batches of pictures of like shape."})
 
     eval_strategy: str = field(default="epoch", metadata={"help": "When to compute COCO AP."})
@@ -145,6 +150,8 @@ def _check(args: DetrTrainingArguments) -> None:
             raise ValueError("early_stopping_patience needs evaluations; set eval_strategy='epoch'.")
     if args.on_bad_box not in ON_BAD_BOX[:3]:
         raise ValueError(f"on_bad_box={args.on_bad_box!r} is none of {ON_BAD_BOX[:3]}.")
+    if args.on_bad_image not in ON_BAD_IMAGE:
+        raise ValueError(f"on_bad_image={args.on_bad_image!r} is none of {ON_BAD_IMAGE}.")
     if not 0 <= args.eval_score_threshold <= 1:
         raise ValueError(f"eval_score_threshold={args.eval_score_threshold!r} is not between 0 and 1.")
     if args.label_smoothing_factor:

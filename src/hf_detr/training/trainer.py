@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from ..data.collator import DetectionCollator
+from ..data.verification import drop_bad_images
 from ..evaluation import CocoEvaluator
 from ..evaluation.batches import SameSizeBatches
 from .arguments import DetrTrainingArguments
@@ -154,6 +155,8 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             if must_not_train:
                 raise ValueError(f"{name}: {words}")
             warnings.warn(f"{name}: {words}")
+        if args.on_bad_image == "drop":
+            dataset = drop_bad_images(dataset, name)
         counts = count_rows(dataset, name, args.on_bad_box)
         if counts is None:
             return dataset

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hf_detr.data.targets import read_targets
 from hf_detr.evaluation.reading import read_detections, to_host
+from hf_detr.image_processing.loading import to_eight_bits
 
 ImageLike = Image.Image | np.ndarray | torch.Tensor
 
@@ -254,7 +255,7 @@ def _rgb(image: ImageLike) -> Image.Image:
         values = np.asarray(image, dtype=np.float64)
         spread = (values - values.min()) / max(np.ptp(values), 1e-12)
         image = Image.fromarray((spread * 255).round().astype(np.uint8))
-    return image.convert("RGB")
+    return to_eight_bits(image, "image").convert("RGB")
 
 
 def _scaled(corners: NDArray, scale: float) -> tuple[float, float, float, float]:

@@ -38,7 +38,8 @@ def test_lists_of_pictures_and_service_paths(yolo_dir):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1 0.1 0.1 0.2 0.1 0.2 0.2", r"a\.txt:2: expected 'class cx cy w h', got 7 fields; polygons"),
+        ("1 0.1 0.1 0.2 0.1 0.2", r"a\.txt:2: expected 'class cx cy w h', got 6 fields; the sixth may be a score"),
+        ("1 0.1 0.1 0.2 0.1 0.2 0.2 0.3", r"a\.txt:2: expected 'class cx cy w h', got 8 fields; or a polygon"),
         ("1 0.1 0.1", r"a\.txt:2: expected 'class cx cy w h', got 3 fields"),
         ("dog 0.5 0.5 0.1 0.1", r"a\.txt:2: expected five numbers"),
         ("2 0.5 0.5 0.1 0.1", r"a\.txt:2: unknown class 2, the names are \{0: 'cat', 1: 'dog'\}"),
@@ -74,11 +75,11 @@ def test_damaged_yaml_is_named(yolo_dir, content, message):
 def test_a_split_without_any_label_file_is_an_error_not_a_set_of_empty_pictures(yolo_dir):
     for path in (yolo_dir / "labels/train").iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match="none of the 3 pictures has a label file"):
+    with pytest.raises(ValueError, match="none of the 3 images has a label file"):
         load_detection_dataset(yolo_dir)
 
 
 def test_labels_without_a_picture_are_counted(yolo_dir):
     (yolo_dir / "images/train/b.png").unlink()
-    with pytest.warns(UserWarning, match=r"1 label files have no picture, e.g. b\.txt"):
+    with pytest.warns(UserWarning, match=r"1 label files have no image, such as b\.txt"):
         load_detection_dataset(yolo_dir)

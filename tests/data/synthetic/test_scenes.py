@@ -50,7 +50,7 @@ def test_boxes_overlap_by_a_tenth_at_most():
 
 def test_boxes_are_tight_around_the_ink():
     """On a picture with and without its objects, the pixels that differ fill the boxes to their edges."""
-    from hf_detr.data import scenes as module
+    from hf_detr.data.synthetic import scenes as module
 
     rng = np.random.default_rng(0)
     plain = np.full((40, 40, 3), 128.0, dtype=np.float32)

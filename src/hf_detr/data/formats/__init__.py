@@ -1,1 +1,7 @@
-"""Readers of annotation formats, one file each; `base` says what a format is."""
+"""Annotation formats, one file each: `base.Format` says what one is; a new one is a file, and a word in this list."""
+
+from .coco import COCO
+from .voc import VOC
+from .yolo import YOLO
+
+FORMATS = {one.name: one for one in (YOLO, VOC, COCO)}

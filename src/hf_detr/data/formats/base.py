@@ -1,10 +1,10 @@
-"""What every reader of annotation files makes of them, before it becomes a `datasets` object."""
+"""What an annotation format is, and what every reader makes of its files before they become a `datasets` object."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from warnings import warn
 
 from PIL import Image
@@ -13,7 +13,30 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".g
 # what PIL raises for files that are no image, or a damaged one (UnidentifiedImageError is an OSError)
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that swap width and height
-_SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation", "testing": "test", "training": "train"}
+_SPLIT_NAMES = {
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation",
+}  # fmt: skip
+USUAL_SPLITS = ("train", "validation", "test")
+# kinds of problems that on_bad_image="drop" is the answer to
+BAD_IMAGE = ("missing image", "corrupt image", "size differs")
+
+
+@dataclass(frozen=True)
+class Format:
+    """An annotation format: one file of this folder makes one, and `formats.FORMATS` lists them.
+
+    `is_here(root)` says from the names of files, or the beginnings of a few, whether the folder or file `root` is in
+    the format; it raises nothing. `read(root, findings, splits, **options)` returns a `RawDataset` of all splits, or of
+    those wanted, and reports to `findings` what is wrong, with file and line; `options` are the names of the keyword
+    arguments of `load_detection_dataset` that it takes. `looks_for` tells a user what makes a folder the format.
+    """
+
+    name: str
+    looks_for: str
+    is_here: Callable[[Path], bool]
+    read: Callable[..., "RawDataset"]
+    options: tuple[str, ...] = ()
 
 
 @dataclass
@@ -30,18 +53,19 @@ class Annotation:
 
 @dataclass
 class ImageRecord:
-    """One picture, not opened: its file, the upright size in pixels, and its objects."""
+    """One image, not opened: its file, the upright size in pixels, its objects, and how many faulty ones it lost."""
 
     path: Path
     image_id: int
     width: int
     height: int
     annotations: list[Annotation] = field(default_factory=list)
+    left_out: int = 0
 
 
 @dataclass
 class RawDataset:
-    """What was read: `format` and `description` say what was found, `splits` maps names to pictures."""
+    """What was read: `format` and `description` say what was found, `splits` maps names to images."""
 
     format: str
     description: str
@@ -63,16 +87,21 @@ class Problem:
 
 @dataclass
 class Findings:
-    """Where readers report what is wrong: raised at once while loading, collected while checking."""
+    """Where readers report what is wrong: raised at once while loading, collected while checking.
+
+    Problems of the kinds in `dropped` are no errors: the caller leaves the item out, and they are counted.
+    """
 
     collect: bool = False
+    dropped: tuple[str, ...] = ()
     problems: list[Problem] = field(default_factory=list)
 
     def error(self, kind: str, where: str | Path, message: str, split: str | None = None) -> None:
-        """Raises ValueError("where: message") unless problems are being collected; the caller then skips the item."""
-        if not self.collect:
+        """Raises ValueError("where: message") unless problems are collected or dropped; the caller then skips it."""
+        severity = "warning" if kind in self.dropped else "error"
+        if severity == "error" and not self.collect:
             raise ValueError(f"{where}: {message}")
-        self.problems.append(Problem("error", kind, str(where), message, split))
+        self.problems.append(Problem(severity, kind, str(where), message, split))
 
     def warning(self, kind: str, where: str | Path, message: str, split: str | None = None) -> None:
         """Warns, or collects."""
@@ -80,10 +109,29 @@ class Findings:
             warn(f"{where}: {message}", stacklevel=2)
         self.problems.append(Problem("warning", kind, str(where), message, split))
 
+    def summary_of_dropped(self, split: str) -> str:
+        """One sentence with the counts of what was dropped from a split; empty where nothing was."""
+        dropped = [one for one in self.problems if one.kind in self.dropped and one.split == split]
+        if not dropped:
+            return ""
+        kinds = ", ".join(f"{kind}: {count}" for kind, count in Counter(one.kind for one in dropped).most_common())
+        first = f"{dropped[0].where}: {dropped[0].message}"
+        return f"split {split!r}: {len(dropped):,} images dropped ({kinds}), on_bad_image='drop'; the first: {first}"
+
 
 def split_name(text: str) -> str:
     """The usual name of a split: "val", "valid" and "dev" are "validation", as on the Hub; others stay."""
     return _SPLIT_NAMES.get(text.lower(), text)
+
+
+def with_train(found: dict[str, Any]) -> dict[str, Any]:
+    """The splits, usual ones first; a lone one of an unusual name is "train", and so is "trainval" without "train"."""
+    if "train" not in found:
+        lone = next(iter(found)) if len(found) == 1 else "trainval"
+        if lone not in USUAL_SPLITS:
+            found = {"train" if name == lone else name: one for name, one in found.items()}
+    order = [name for name in USUAL_SPLITS if name in found]
+    return {name: found[name] for name in [*order, *(name for name in found if name not in order)]}
 
 
 def chosen_splits(found: Iterable[str], wanted: Sequence[str] | None, where: str | Path) -> list[str]:
@@ -110,7 +158,7 @@ def upright_size(file: Path | BinaryIO, decode: bool = False) -> tuple[int, int]
         if decode:
             image.load()
         if not decode and image.format == "PNG" and "exif" not in image.info:
-            return width, height  # PIL would decode the whole picture to look for EXIF behind it, where nobody puts it
+            return width, height  # PIL would decode the whole image to look for EXIF behind it, where nobody puts it
         return (height, width) if image.getexif().get(_ORIENTATION) in _SIDEWAYS else (width, height)
 
 
@@ -127,27 +175,30 @@ def size_or_report(path: Path, where: str | Path, split: str, findings: Findings
     return None
 
 
-def report_missing_images(images: Sequence[ImageRecord], split: str, source: str | Path, findings: Findings) -> None:
-    """An error naming the first of the image files that are absent, and how many there are."""
+def report_missing_images(
+    images: Sequence[ImageRecord], split: str, source: str | Path, findings: Findings
+) -> list[ImageRecord]:
+    """The images whose files are there; an error names the first that is absent, and how many there are."""
     if findings.collect:
-        return  # whoever collects opens every picture anyway, and reports each
-    missing = [image.path for image in images if not image.path.is_file()]
-    if missing:
+        return list(images)  # whoever collects opens every image anyway, and reports each
+    missing = [image for image in images if not image.path.is_file()]
+    for image in missing:
         findings.error(
-            "missing image", missing[0],
+            "missing image", image.path,
             f"no such image, named in {source} (split {split!r}); {len(missing)} of {len(images)} images are missing. "
             "Restore the files, or remove their entries.", split,
         )  # fmt: skip
+    return [image for image in images if image.path.is_file()] if missing else list(images)
 
 
-def check_class_names(names: Sequence[str], where: str | Path) -> None:
-    """Raises ValueError for names that occur twice, are empty, or when there are none."""
+def check_class_names(names: Sequence[str], where: str | Path, findings: Findings) -> None:
+    """Raises ValueError for names that occur twice or are empty; that there is none at all is reported."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(
             f"{where}: class names must be unique, got {twice} more than once; rename one, or merge their annotations."
         )
-    if not names or any(not name for name in names):
-        raise ValueError(
-            f"{where}: expected at least one class and no empty name, got {list(names)}; name every class."
-        )
+    if any(not name for name in names):
+        raise ValueError(f"{where}: a class has an empty name, of {list(names)!r:.200}; name every class.")
+    if not names:
+        findings.error("no class", where, "no class could be read; annotate some objects, or mend what is wrong.")

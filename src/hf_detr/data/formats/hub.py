@@ -1,6 +1,6 @@
 """`datasets` objects of other makers (the Hub, Parquet, save_to_disk, image folders) brought into the one schema."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from math import log10
 from pathlib import Path
@@ -11,7 +11,9 @@ from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, Iterable
 
 from ..box_policy import BoxPolicy, to_xywh_px
 from ..schema import detection_features, is_detection_dataset
-from .base import UNREADABLE, Findings, check_class_names, upright_size
+from ..verification import is_good
+from .base import UNREADABLE, USUAL_SPLITS, Findings, check_class_names, split_name, upright_size
+from .files import MAX_AREA_PX
 
 # the names under which data sets on the Hub keep the same thing
 _OBJECTS = ("objects", "annotations", "object")
@@ -27,21 +29,17 @@ def to_detection_schema(
     source: str,
     policy: BoxPolicy,
     findings: Findings,
-    class_names: Sequence[str] | None = None,
+    label: ClassLabel,
     bbox_format: str = "xywh",
 ) -> Dataset | IterableDataset:
     """One split in the schema of `schema.py`; images stay what they were, references or encoded bytes.
 
     Needs a column of images and one of objects with boxes and categories, under the usual names; width, height (else
     read from the image's header), image_id (else the row number), areas, ids and iscrowd are filled in where absent.
-    Categories may be ClassLabels, names, or numbers with `class_names`. Raises ValueError naming the row.
+    `label`, of `one_class_label`, says how the classes are numbered. Raises ValueError naming the row.
     """
-    features = dataset.features
-    if features is None:  # a stream of no declared type: its first row tells
-        dataset = dataset._resolve_features()
-        features = dataset.features
-    names = _Columns(features, f"{source}, split {split!r}")
-    label = _label(dataset, names, class_names, source)
+    dataset = _with_features(dataset)
+    names = _Columns(dataset.features, f"{source}, split {split!r}")
     rows = _RowReader(names, label, split, source, policy, findings, bbox_format)
     schema = detection_features(label.names)
     schema["objects"]["category"].feature.id = label.id
@@ -50,9 +48,13 @@ def to_detection_schema(
         wanted = dataset.select_columns(names.used).cast_column(names.image, Image(decode=False))
         others = [name for name in names.used if name not in schema]
         # features given to `map` itself would end decoding for good: later casts of a typed stream change nothing
-        return wanted.map(_Streamed(rows), with_indices=True, remove_columns=others or None).cast(schema)
+        read = wanted.map(_Streamed(rows), with_indices=True, remove_columns=others or None)
+        if findings.dropped and not findings.collect:
+            read = read.filter(is_good)
+        return read.cast(schema)
 
-    if is_detection_dataset(dataset) and bbox_format == "xywh" and not rows.any_change(dataset):
+    known = is_detection_dataset(dataset) and names.category_feature == label
+    if known and bbox_format == "xywh" and not rows.any_change(dataset):
         return dataset
     undecoded = dataset.select_columns(names.used).cast_column(names.image, Image(decode=False))
     light = undecoded if names.needs_header else undecoded.remove_columns(names.image)
@@ -62,12 +64,12 @@ def to_detection_schema(
             if name != "image":
                 columns[name].append(value)
     rest = Features({name: schema[name] for name in columns})
-    pictures = dataset.select_columns([names.image]).rename_columns(
+    images = dataset.select_columns([names.image]).rename_columns(
         {names.image: "image"} if names.image != "image" else {}
     )
     described = DatasetInfo(description=dataset.info.description or f"{source}, split {split!r}.", features=rest)
     return concatenate_datasets(
-        [pictures.cast_column("image", Image()), Dataset.from_dict(columns, features=rest, info=described)], axis=1
+        [images.cast_column("image", Image()), Dataset.from_dict(columns, features=rest, info=described)], axis=1
     )
 
 
@@ -94,7 +96,7 @@ class _Columns:
 
     @property
     def needs_header(self) -> bool:
-        """Whether the size of the pictures must be read from them."""
+        """Whether the size of the images must be read from them."""
         return not (self.width and self.height)
 
     @property
@@ -113,33 +115,54 @@ def _integer(features: Features, name: str) -> str:
     return name if "int" in getattr(features.get(name), "dtype", "") else ""
 
 
-def _label(dataset: Any, columns: _Columns, class_names: Sequence[str] | None, source: str) -> ClassLabel:
-    feature = columns.category_feature
-    if isinstance(feature, ClassLabel):
-        if class_names is not None and list(class_names) != list(feature.names):
-            raise ValueError(
-                f"{source}: class_names {list(class_names)} differ from its own {feature.names}; leave them out."
-            )
-        return feature
+def one_class_label(
+    found: Mapping[str, Any], class_names: Sequence[str] | None, source: str, findings: Findings
+) -> ClassLabel:
+    """The numbering of the classes of all splits: their ClassLabel, where they have one and the same; `class_names`; or
+    the names found in all splits, sorted. Raises ValueError where nothing says the names."""
+    labels, names = [], set()
+    for split, dataset in found.items():
+        dataset = _with_features(dataset)
+        columns = _Columns(dataset.features, f"{source}, split {split!r}")
+        feature = columns.category_feature
+        if isinstance(feature, ClassLabel):
+            if class_names is not None and list(class_names) != list(feature.names):
+                raise ValueError(
+                    f"{source}: class_names {list(class_names)} differ from its own {feature.names}; leave them out."
+                )
+            labels.append(feature)
+            names.update(feature.names)
+        elif class_names is None:
+            if getattr(feature, "dtype", "") not in ("string", "large_string") or isinstance(dataset, IterableDataset):
+                raise ValueError(
+                    f"{source}: objects.{columns.category} is {feature}, which does not say the class names; "
+                    "pass class_names=[...] in the order of the numbers."
+                )
+            for objects in dataset.select_columns([columns.objects])[:][columns.objects]:
+                names.update(_as_lists(objects, [columns.category])[columns.category])
+    if not all(isinstance(name, str | None) for name in names):
+        raise ValueError(f"{source}: class names must be words, got {sorted(map(str, names))}; name every class.")
+    if class_names is None and len(labels) == len(found) and all(label == labels[0] for label in labels[1:]):
+        return labels[0]
     if class_names is None:
-        if getattr(feature, "dtype", "") not in ("string", "large_string") or isinstance(dataset, IterableDataset):
-            raise ValueError(
-                f"{source}: objects.{columns.category} is {feature}, which does not say the class names; "
-                "pass class_names=[...] in the order of the numbers."
-            )
-        found = set()
-        for objects in dataset.select_columns([columns.objects])[:][columns.objects]:
-            found.update(_as_lists(objects, [columns.category])[columns.category])
-        class_names = sorted(found)
-    check_class_names(class_names, source)
+        class_names = sorted(names - {None})
+        if labels:
+            message = f"the splits number their classes differently; all are numbered as {class_names}."
+            findings.warning("classes renumbered", source, message)
+    check_class_names(class_names, source, findings)
     return ClassLabel(names=list(class_names))
+
+
+def _with_features(dataset: Any) -> Any:
+    """The data set; a stream of no declared type looks at its first row."""
+    return dataset if dataset.features is not None else dataset._resolve_features()
 
 
 def _as_lists(objects: Any, fields: list[str]) -> dict[str, list]:
     """A dict of lists from either layout; None is no object at all."""
-    if isinstance(objects, dict):
+    if isinstance(objects, Mapping):
         return {name: list(objects.get(name) if objects.get(name) is not None else []) for name in fields}
-    return {name: [one[name] for one in objects or []] for name in fields}
+    return {name: [one.get(name) for one in objects or [] if one] for name in fields}
 
 
 class _RowReader:
@@ -149,21 +172,36 @@ class _RowReader:
         self.columns, self.label, self.split, self.source = columns, label, split, source
         self.policy, self.findings, self.bbox_format = policy, findings, bbox_format
         self.next_id = 1
+        # a number means what the split's own ClassLabel says, if it has one
+        self.own_names = getattr(columns.category_feature, "names", None) or label.names
 
     def __call__(self, row: dict, index: int) -> dict:
         columns = self.columns
         image_id = row[columns.image_id] if columns.image_id else index
         where = f"{self.source}, split {self.split!r}, row {index} (image_id {image_id})"
+        if image_id is None:
+            self._error("bad id", where, "the row has no image_id; give every image its own number.")
+            image_id = index
         if columns.needs_header:
             width, height = _header_size(row[columns.image], where, self.split, self.findings)
         else:
-            width, height = row[columns.width], row[columns.height]
+            width, height = row[columns.width] or 0, row[columns.height] or 0
+            if min(width, height) < 1:
+                self._error("bad size", where, f"expected width and height in pixels, got {width} x {height}.")
+        result = {"image_id": image_id, "width": width, "height": height}
+        result["objects"] = self._objects(row[columns.objects], width, height, where)
+        return {"image": row[columns.image], **result} if columns.image in row else result
+
+    def _objects(self, given: Any, width: int, height: int, where: str) -> dict[str, list]:
+        columns = self.columns
         fields = [name for name in (columns.bbox, columns.category, columns.id, columns.area, columns.crowd) if name]
-        source = _as_lists(row[columns.objects], fields)
+        source = _as_lists(given, fields)
+        objects: dict[str, list] = {"id": [], "bbox": [], "category": [], "area": [], "iscrowd": []}
         lengths = {name: len(values) for name, values in source.items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"{where}: lists of objects differ in length, {lengths}; every object needs every field.")
-        objects: dict[str, list] = {"id": [], "bbox": [], "category": [], "area": [], "iscrowd": []}
+            message = f"lists of objects differ in length, {lengths}; every object needs every field."
+            self._error("corrupt annotation", where, message)
+            return objects
         for position, (box, category) in enumerate(zip(source[columns.bbox], source[columns.category], strict=True)):
             place = f"{where}, object {position}"
             number = source[columns.id][position] if columns.id else self.next_id
@@ -171,45 +209,52 @@ class _RowReader:
             category = self._category(category, place)
             if category is None:
                 continue
-            if box is None or len(box) != 4:
+            if box is None or len(box) != 4 or None in list(box):
                 message = f"expected bbox as four numbers, got {box}; correct or remove the object."
-                self.findings.error("corrupt annotation", place, message, self.split)
+                self._error("corrupt annotation", place, message)
                 continue
-            given = to_xywh_px(box, self.bbox_format, width, height)
-            box = self.policy(given, width, height, place)
+            box = to_xywh_px(box, self.bbox_format, width, height)
+            area = source[columns.area][position] if columns.area else None
+            if area is not None and not 0 <= area < MAX_AREA_PX:
+                self._error("bad area", place, f"area {area} is no number of square pixels; correct it or remove it.")
+                continue
+            if width and height:  # else reported, or dropped
+                box = self.policy(box, width, height, place)
             if box is None:
                 continue
-            area = source[columns.area][position] if columns.area else None
             objects["id"].append(number if isinstance(number, int) else self.next_id - 1)
             objects["bbox"].append(list(box))
             objects["category"].append(category)
             objects["area"].append(box[2] * box[3] if area is None else area)
             objects["iscrowd"].append(int(bool(source[columns.crowd][position])) if columns.crowd else 0)
-        result = {"image_id": image_id, "width": width, "height": height, "objects": objects}
-        return {"image": row[columns.image], **result} if columns.image in row else result
+        return objects
+
+    def _error(self, kind: str, where: str, message: str) -> None:
+        self.findings.error(kind, where, message, self.split)
 
     def any_change(self, dataset: Dataset) -> bool:
         """Whether the policy would alter a box of a data set that has the schema; raises as the policy does."""
         trial = _RowReader(
-            self.columns, self.label, self.split, self.source,
-            BoxPolicy(self.policy.on_bad_box, self.split), self.findings, self.bbox_format,
+            self.columns, self.label, self.split, self.source, BoxPolicy(self.policy.on_bad_box, self.split),
+            Findings(self.findings.collect, self.findings.dropped), self.bbox_format,
         )  # fmt: skip
         for index, row in enumerate(dataset.remove_columns("image")):
             if trial(row, index)["objects"]["bbox"] != row["objects"]["bbox"]:
                 return True
         self.policy.boxes = trial.policy.boxes
+        self.findings.problems += trial.findings.problems
         return False
 
     def _category(self, value: Any, place: str) -> int | None:
         names = self.label.names
+        if isinstance(value, int) and 0 <= value < len(self.own_names):
+            value = self.own_names[value]
         if isinstance(value, str) and value in names:
             return names.index(value)
-        if isinstance(value, int) and 0 <= value < len(names):
-            return value
         message = (
             f"unknown class {value!r}, expected one of {names} (or 0 to {len(names) - 1}); correct class_names or data."
         )
-        self.findings.error("unknown class", place, message, self.split)
+        self._error("unknown class", place, message)
         return None
 
 
@@ -229,11 +274,51 @@ class _Streamed:
 
 
 def _header_size(image: dict, where: str, split: str, findings: Findings) -> tuple[int, int]:
-    """(width, height) of the upright picture; (0, 0) where it cannot be read and findings are collected."""
+    """(width, height) of the upright image; (0, 0) where it cannot be read and findings are collected."""
     try:
         return upright_size(BytesIO(image["bytes"]) if image.get("bytes") else Path(image["path"]))
-    except (*UNREADABLE, TypeError, AttributeError) as error:  # the last two: no picture in the row
-        findings.error(
-            "corrupt image", where, f"not a readable image ({error}); replace it or filter the row out.", split
-        )
+    except (*UNREADABLE, TypeError, AttributeError) as error:  # the last two: no image in the row
+        if "corrupt image" not in findings.dropped:  # else it is left out, and counted, when all are looked at
+            findings.error(
+                "corrupt image", where, f"not a readable image ({error}); replace it or filter the row out.", split
+            )
         return 0, 0
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` wrote the folder."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def is_for_datasets(path: Path) -> bool:
+    """Whether `datasets.load_dataset` reads it: Parquet, an image folder with metadata, shards of WebDataset."""
+    if path.is_file():
+        return path.suffix in (".parquet", ".tar")
+    return any(any(path.glob(f"**/{pattern}")) for pattern in ("*.parquet", "metadata.*", "*.tar"))
+
+
+def tar_shards(path: Path) -> dict[str, list[str]]:
+    """Split -> its tar files: by folder, or by the beginning of the name (train-0001.tar), or all "train"."""
+    shards: dict[str, list[str]] = {}
+    for file in [path] if path.is_file() else sorted(path.rglob("*.tar")):
+        names = (file.parent.name if file.parent != path else "", file.name.split("-")[0].split(".")[0])
+        split = next((split_name(name) for name in names if split_name(name) in USUAL_SPLITS), "train")
+        shards.setdefault(split, []).append(str(file))
+    return shards
+
+
+def unpacked(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Samples of WebDataset: the fields of their .json (`objects`, `image_id` ...) as columns beside the image."""
+    fields = dataset.features.get("json")
+    if not isinstance(fields, dict):
+        raise ValueError(f"expected an image and a .json with objects in each sample, got {list(dataset.features)}")
+    images = {name: feature for name, feature in dataset.features.items() if isinstance(feature, Image)}
+    for name in images:
+        dataset = dataset.cast_column(name, Image(decode=False))
+    others = [name for name in dataset.features if name not in images]
+    dataset = dataset.map(_json_of, remove_columns=others)
+    return dataset.cast(Features({**images, **fields}))
+
+
+def _json_of(row: dict) -> dict:
+    return row["json"]

@@ -1,4 +1,4 @@
-"""Pascal VOC folders: JPEGImages, Annotations, ImageSets/Main; or pictures and XML files side by side.
+"""Pascal VOC folders: JPEGImages, Annotations, ImageSets/Main; or images and XML files side by side.
 
 Corners. VOC counts pixels from 1 and includes the last one: an object over a whole row has xmin 1 and xmax `width`.
 So left = xmin - 1 and right = xmax as distances from the image's edge, and width = xmax - xmin + 1 (what detectron2
@@ -14,12 +14,15 @@ which COCO evaluation, like VOC's own, then leaves out of account, and training 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from .base import (
     IMAGE_SUFFIXES,
+    USUAL_SPLITS,
     Annotation,
     Findings,
+    Format,
     ImageRecord,
     RawDataset,
     check_class_names,
@@ -27,15 +30,20 @@ from .base import (
     report_missing_images,
     size_or_report,
     split_name,
+    with_train,
 )
+from .files import is_true, pixels, read_lines
+from .images import ImageFinder, visible_folders
 
-_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
+_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "JPEGImage")
+_ANNOTATION_FOLDERS = ("Annotations", "annotations", "annots", "Annots", "xmls")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def is_voc(root: Path) -> bool:
-    """Whether `root` holds VOC annotations: in Annotations, or side by side with the pictures, in it or one below."""
-    return any(any(folder.glob("*.xml")) for folder in (root / "Annotations", *_side_by_side(root).values()))
+    """Whether `root` holds VOC annotations: in a folder of annotations or side by side with the images, in it or in
+    folders below, one a split."""
+    return root.is_dir() and (_annotation_folder(root) is not None or bool(_split_folders(root)))
 
 
 def read_voc(
@@ -43,24 +51,24 @@ def read_voc(
     findings: Findings,
     splits: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
-    first_pixel: int = 1,
-    difficult: str = "keep",
+    voc_first_pixel: int = 1,
+    voc_difficult: str = "keep",
 ) -> RawDataset:
     """Reads a VOC folder; see the module for what it makes of corners and `difficult`.
 
     Splits are the lists of ImageSets/Main (those of the form `aeroplane_train.txt`, a class in or out, are not
-    splits); without lists, all is "train"; folders train, valid, test of pictures beside their XML are splits too.
+    splits); without lists, all is "train"; folders train, valid, test with images and XML of their own are splits too.
     Classes are `class_names` in that order, or all names found, sorted. Images are numbered by their sorted names.
     Raises ValueError (unless findings are collected) naming file and line.
     """
-    if first_pixel not in (0, 1):
-        raise ValueError(f"voc_first_pixel must be 1 (VOC's own) or 0, got {first_pixel!r}.")
-    if difficult not in ("keep", "ignore"):
-        raise ValueError(f"voc_difficult must be 'keep' or 'ignore', got {difficult!r}.")
+    if voc_first_pixel not in (0, 1):
+        raise ValueError(f"voc_first_pixel must be 1 (VOC's own) or 0, got {voc_first_pixel!r}.")
+    if voc_difficult not in ("keep", "ignore"):
+        raise ValueError(f"voc_difficult must be 'keep' or 'ignore', got {voc_difficult!r}.")
     members, unlisted = _members(root, findings)
     if unlisted:
         findings.warning(
-            "unlisted annotation", root / "Annotations",
+            "unlisted annotation", _annotation_folder(root) or root,
             f"{unlisted} annotation files are in no list of ImageSets/Main and are not read.",
         )  # fmt: skip
     # every file of every split is read once, whatever the splits wanted: classes and numbers then never depend on them
@@ -68,14 +76,14 @@ def read_voc(
     parsed = {path: _Parsed(path, findings) for path in files if path.is_file()}
     if class_names is None:
         names = sorted({name for file in parsed.values() for name, *_ in file.objects})
-        check_class_names(names, root)
+        check_class_names(names, root, findings)
     else:
         names = list(class_names)
-        check_class_names(names, "class_names")
+        check_class_names(names, "class_names", findings)
     class_ids = {name: index for index, name in enumerate(names)}
     numbers = {path: index for index, path in enumerate(files)}
     first_object = dict(zip(parsed, _running_sum([len(file.objects) for file in parsed.values()]), strict=True))
-    pictures = {folder: _by_stem(folder) for folder in _picture_folders(root, files)}
+    finders: dict[Path, ImageFinder] = {}
 
     result = {}
     for split in chosen_splits(members, splits, root):
@@ -84,73 +92,104 @@ def read_voc(
             file = parsed.get(path)
             if file is None or file.broken:
                 continue  # reported when it was listed or parsed
-            picture = _picture(root, path, file.filename, pictures)
-            width, height = file.size_wh or (0, 0)
-            if not (width > 0 and height > 0):
-                size = size_or_report(picture, path, split, findings)
+            home = _home(path)
+            if home not in finders:
+                finders[home] = ImageFinder([*(home / name for name in _IMAGE_FOLDERS), home, root], (home, root))
+            finder = finders[home]
+            image = _image(finder, path, file.filename)
+            width, height = file.size_wh
+            if not (width and height):
+                size = size_or_report(image, path, split, findings)
                 if size is None:
                     continue
                 width, height = size
-            record = ImageRecord(picture, numbers[path], width, height)
+            record = ImageRecord(image, numbers[path], width, height, left_out=file.left_out)
             for offset, (name, corners, is_difficult, line) in enumerate(file.objects):
                 where = f"{path}:{line}"
                 if name not in class_ids:
                     message = f"unknown class {name!r}, expected one of {names}; add it to class_names or rename it."
                     findings.error("unknown class", where, message, split)
+                    record.left_out += 1
                     continue
-                box = _box(corners, first_pixel)
+                box = _box(corners, voc_first_pixel)
                 record.annotations.append(
                     Annotation(
                         id=first_object[path] + offset + 1,
                         bbox_xywh_px=box,
                         category=class_ids[name],
                         area=box[2] * box[3],
-                        iscrowd=int(is_difficult and difficult == "ignore"),
+                        iscrowd=int(is_difficult and voc_difficult == "ignore"),
                         where=where,
                     )
                 )
             images.append(record)
-        report_missing_images(images, split, root, findings)
-        result[split] = images
+        result[split] = report_missing_images(images, split, root, findings)
+    _report_unannotated(finders, files, findings)
     return RawDataset("voc", f"Pascal VOC, {root}", names, list(range(len(names))), result)
 
 
+VOC = Format(
+    "voc",
+    "Annotations/*.xml or *.xml beside images (VOC)",
+    is_voc,
+    read_voc,
+    ("class_names", "voc_first_pixel", "voc_difficult"),
+)
+
+
 class _Parsed:
-    """One XML file: `objects` as (name, corners, difficult, line); `broken` where it could not be read."""
+    """One XML file: `objects` as (name, corners, difficult, line), how many more were faulty; `broken` where it could
+    not be read."""
 
     def __init__(self, path: Path, findings: Findings):
         self.objects: list[tuple[str, tuple[float, ...], bool, int]] = []
-        self.filename, self.size_wh, self.broken = "", None, False
-        text = path.read_bytes()
+        self.filename, self.size_wh, self.broken, self.left_out = "", (0, 0), True, 0
         try:
+            text = path.read_bytes()
             root = ElementTree.fromstring(text)
-        except ElementTree.ParseError as error:
-            self.broken = True
-            line = error.position[0]
-            findings.error("corrupt annotation", f"{path}:{line}", f"not well-formed XML ({error}); mend or remove it.")
+        except OSError as error:
+            findings.error("corrupt annotation", path, f"cannot be read ({error.strerror}); check the file.")
+            return
+        except (ElementTree.ParseError, ValueError, LookupError) as error:  # the others: of the encoding it declares
+            where = f"{path}:{error.position[0]}" if isinstance(error, ElementTree.ParseError) else path
+            findings.error("corrupt annotation", where, f"not well-formed XML ({error}); mend or remove it.")
+            return
+        for element in root.iter():
+            element.tag = element.tag.rpartition("}")[2]  # {namespace}object
+        if root.tag != "annotation":
+            message = f"expected <annotation>, VOC's, got <{root.tag}>; export the data set as VOC, COCO or YOLO."
+            findings.error("corrupt annotation", path, message)
             return
         self.filename = (root.findtext("filename") or "").strip()
-        try:
-            self.size_wh = int(root.findtext("size/width") or 0), int(root.findtext("size/height") or 0)
-        except ValueError:
-            self.size_wh = None  # then the picture's header decides
-        lines = [text.count(b"\n", 0, match.start()) + 1 for match in re.finditer(rb"<object[\s>]", text)]
+        written = [(root.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
+        width, height = map(pixels, written)
+        if width is None or height is None:
+            findings.error("bad size", path, f"expected width and height in whole pixels, got {written}; correct them.")
+            return
+        self.size_wh, self.broken = (width, height), False
+        lines = [text.count(b"\n", 0, match.start()) + 1 for match in re.finditer(rb"<(?:\w+:)?object[\s>]", text)]
         for index, element in enumerate(root.findall("object")):
-            line = lines[index] if index < len(lines) else 1
-            name = (element.findtext("name") or "").strip()
-            values = [element.findtext(f"bndbox/{corner}") for corner in _CORNERS]
-            try:
-                corners = tuple(float(value) for value in values)
-            except (TypeError, ValueError):
-                got = dict(zip(_CORNERS, values, strict=True))
-                message = f"expected a bndbox with four numbers, got {got}; correct or remove the object."
-                findings.error("corrupt annotation", f"{path}:{line}", message)
-                continue
-            if not name:
-                message = "an object without a name; name its class or remove it."
-                findings.error("corrupt annotation", f"{path}:{line}", message)
-                continue
-            self.objects.append((name, corners, (element.findtext("difficult") or "0").strip() == "1", line))
+            where = lines[index] if index < len(lines) else 1
+            read = self._object(element)
+            if isinstance(read, str):
+                findings.error("corrupt annotation", f"{path}:{where}", read)
+                self.left_out += 1
+            else:
+                self.objects.append((*read, where))
+
+    @staticmethod
+    def _object(element: ElementTree.Element) -> Any:
+        """(name, corners, difficult), or what is wrong with them."""
+        name = (element.findtext("name") or "").strip()
+        values = [element.findtext(f"bndbox/{corner}") for corner in _CORNERS]
+        try:
+            corners = tuple(float(value) for value in values)
+        except (TypeError, ValueError):
+            got = dict(zip(_CORNERS, values, strict=True))
+            return f"expected a bndbox with four numbers, got {got}; correct or remove the object."
+        if not name:
+            return "an object without a name; name its class or remove it."
+        return name, corners, is_true(element.findtext("difficult"))
 
 
 def _box(corners: tuple[float, ...], first_pixel: int) -> tuple[float, float, float, float]:
@@ -165,15 +204,14 @@ def _box(corners: tuple[float, ...], first_pixel: int) -> tuple[float, float, fl
 
 def _members(root: Path, findings: Findings) -> tuple[dict[str, list[Path]], int]:
     """Split -> its XML files, and how many XML files are in none."""
-    annotations = root / "Annotations"
-    if not annotations.is_dir():
-        side_by_side = _side_by_side(root)
-        return {split: sorted(folder.glob("*.xml")) for split, folder in side_by_side.items()}, 0
+    annotations = _annotation_folder(root)
+    if annotations is None:
+        return with_train({split: _xml_files(folder) for split, folder in _split_folders(root).items()}), 0
     members: dict[str, list[Path]] = {}
-    for listing in sorted((root / "ImageSets" / "Main").glob("*.txt"), key=_usual_order):
-        entries = [(number, line.split()) for number, line in enumerate(listing.read_text().splitlines(), start=1)]
-        entries = [(number, fields) for number, fields in entries if fields]
-        if any(len(fields) > 1 for _, fields in entries):
+    for listing in sorted((root / "ImageSets" / "Main").glob("*.txt")):
+        lines = read_lines(listing, findings)
+        entries = [(number, line.split()) for number, line in enumerate(lines, start=1) if line.strip()]
+        if any(len(fields) > 1 and fields[-1] in ("1", "-1", "0") for _, fields in entries):
             continue  # name and 1 / -1 / 0: a class in or out, not a split
         split = split_name(listing.stem)
         if split in members:
@@ -182,8 +220,9 @@ def _members(root: Path, findings: Findings) -> tuple[dict[str, list[Path]], int
             )
             continue
         listed: dict[Path, int] = {}
-        for number, (name,) in entries:
-            path = annotations / f"{Path(name).stem if name.endswith(IMAGE_SUFFIXES) else name}.xml"
+        for number, fields in entries:
+            name = " ".join(fields)
+            path = annotations / f"{name[: name.rindex('.')] if name.lower().endswith(IMAGE_SUFFIXES) else name}.xml"
             if not path.is_file():
                 message = (
                     f"no annotation file {path}; add it (without objects if the image is empty) or remove the line."
@@ -196,47 +235,61 @@ def _members(root: Path, findings: Findings) -> tuple[dict[str, list[Path]], int
                 continue
             listed[path] = number
         members[split] = list(listed)
-    every = sorted(annotations.glob("*.xml"))
+    every = _xml_files(annotations)
     if not members:
         return {"train": every}, 0
-    return members, len(set(every) - {path for paths in members.values() for path in paths})
+    return with_train(members), len(set(every) - {path for paths in members.values() for path in paths})
 
 
-def _side_by_side(root: Path) -> dict[str, Path]:
-    """Folders that hold XML files beside pictures: `root` itself, or those below it, by split."""
-    if not root.is_dir():
-        return {}
-    if any(root.glob("*.xml")):
-        return {"train": root}
-    below = sorted(
-        (folder for folder in root.iterdir() if folder.is_dir() and folder.name != "Annotations"), key=_usual_order
-    )
-    return {split_name(folder.name): folder for folder in below if any(folder.glob("*.xml"))}
+def _xml_files(folder: Path) -> list[Path]:
+    """The XML files below a folder, hidden ones aside."""
+    return sorted(path for path in folder.rglob("*.xml") if path.is_file() and not path.name.startswith("."))
 
 
-def _usual_order(path: Path) -> tuple[int, str]:
-    order = ("train", "validation", "test")
-    name = split_name(path.stem)
-    return (order.index(name) if name in order else len(order), name)
+def _annotation_folder(root: Path) -> Path | None:
+    """The folder of XML files beside that of the images; `root` itself where they are side by side."""
+    for folder in (root / name for name in _ANNOTATION_FOLDERS):
+        if any(folder.rglob("*.xml")):
+            return folder
+    return root if any(root.glob("*.xml")) else None
 
 
-def _picture_folders(root: Path, files: Sequence[Path]) -> list[Path]:
-    folders = [root / name for name in _IMAGE_FOLDERS] + sorted({path.parent for path in files}) + [root]
-    return [folder for folder in folders if folder.is_dir()]
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Split -> its folder of XML files, where each split has a folder of its own."""
+    found = {split_name(folder.name): _annotation_folder(folder) for folder in visible_folders(root)}
+    found = {split: folder for split, folder in found.items() if folder is not None}
+    return {} if found.keys().isdisjoint(USUAL_SPLITS) else found  # else data sets of their own
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+def _home(path: Path) -> Path:
+    """The folder of a data set or split in which an XML file is, in its folder of annotations or beside the images."""
+    above = next((folder for folder in path.parents if folder.name in _ANNOTATION_FOLDERS), None)
+    return path.parent if above is None else above.parent
 
 
-def _picture(root: Path, path: Path, filename: str, pictures: dict[Path, dict[str, Path]]) -> Path:
-    """The picture of an XML file: of the same name, else the one it names itself; a path that is absent if none is."""
-    for stem in (path.stem, Path(filename).stem):
-        for by_stem in pictures.values():
-            if stem in by_stem:
-                return by_stem[stem]
-    folder = root / "JPEGImages" if (root / "JPEGImages").is_dir() else path.parent
-    return folder / (filename or f"{path.stem}.jpg")
+def _image(finder: ImageFinder, path: Path, filename: str) -> Path:
+    """The image of an XML file: of the same name, else the one it names itself; a path that is absent if none is."""
+    home = _home(path)
+    stem = path.relative_to(home).with_suffix("").as_posix()
+    found = finder.like(stem) or (finder.find(filename) if filename else None)
+    found = found or (finder.like(Path(filename).stem) if filename else None)
+    return found or finder.expected(filename or f"{path.stem}.jpg")
+
+
+def _report_unannotated(finders: dict[Path, ImageFinder], files: list[Path], findings: Findings) -> None:
+    """Images that no XML file is about are not read; they are counted."""
+    for home, finder in finders.items():
+        folders = [folder for folder in finder.folders if folder.name in _IMAGE_FOLDERS and folder.parent == home]
+        annotations = _annotation_folder(home)
+        stems = {path.stem.casefold() for path in (*files, *(_xml_files(annotations) if annotations else ()))}
+        images = ImageFinder(folders or [home], [home]).files()
+        without = [path for path in images if path.stem.casefold() not in stems]
+        if without:
+            message = (
+                f"{len(without)} of {len(images)} images have no XML file and are not read, such as {without[0].name}; "
+                "add one, without objects where an image has none."
+            )
+            findings.warning("image without annotation", home, message)
 
 
 def _running_sum(counts: Sequence[int]) -> list[int]:
