@@ -1,4 +1,4 @@
-"""This package, stock transformers and the original, built from one checkpoint, with one face.
+"""This package, stock transformers and the original, built from one checkpoint, called alike.
 
 The checkpoint is a folder that this package saved. Stock reads the same file; the original's packed projections are
 put together from it. Nothing is fetched.
@@ -7,11 +7,13 @@ put together from it. Nothing is fetched.
 import argparse
 import importlib
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -22,25 +24,18 @@ from hf_detr import DetrConfig, DetrForObjectDetection
 from hf_detr.checkpoints.original import convert_names
 from inputs import NUM_CLASSES, fill_as_trained
 
-Stock = transformers.DetrForObjectDetection
+if TYPE_CHECKING:
+    from cases import Bench
 
-# Of the smoke test: everything runs, and no number means anything.
-SMALL = {
-    "backbone": "resnet18",
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 3,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "num_queries": 20,
-}
+# of a quick run
+_SMALL = {"backbone": "resnet18", "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "num_queries": 20}
+_SMALL |= {f"{part}_attention_heads": 4 for part in ("encoder", "decoder")}
+_SMALL |= {f"{part}_ffn_dim": 48 for part in ("encoder", "decoder")}
 
 
-def write_checkpoint(folder: Path, small: bool = False, **changes) -> Path:
-    """The published ResNet-50 DETR in size, with random weights; `small` for the smoke test."""
-    fields = {**(SMALL if small else {"backbone": "resnet50"}), **changes}
+def write_checkpoint(folder: Path, small: bool = False) -> Path:
+    """The published ResNet-50 DETR in size, with random weights; `small` for a quick run."""
+    fields = _SMALL if small else {"backbone": "resnet50"}
     config = DetrConfig(use_pretrained_backbone=False, num_labels=NUM_CLASSES, **fields)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The backbone starts from random weights")
@@ -50,25 +45,30 @@ def write_checkpoint(folder: Path, small: bool = False, **changes) -> Path:
     return folder
 
 
-def ours(folder: Path, device: torch.device, **changes) -> DetrForObjectDetection:
-    """This package's model with its defaults, `changes` of its configuration aside; in eval mode."""
-    return DetrForObjectDetection.from_pretrained(folder, **changes).to(device)
+def bf16_tolerance(bench: "Bench") -> float:
+    """Eight bits of mantissa through a hundred layers: what logits of size 1 to 5 were seen to lose, times three."""
+    return 2.0 if bench.quick else 0.3
 
 
-def stock(folder: Path, device: torch.device, stem_frozen: bool = False, **changes) -> nn.Module:
-    """Stock transformers' model with the defaults of its own configuration; in eval mode.
+def load_model(name: str, bench: "Bench", stem_frozen: bool = False, **changes) -> nn.Module:
+    """The model of the package that `name` begins with (ours, stock, original), in eval mode, with the weights of the
+    bench; `changes` are fields of the configuration.
 
-    With a timm backbone stock freezes nothing; `stem_frozen` freezes what the paper does.
+    All are called with pixel_values, pixel_mask and labels, and give logits, pred_boxes, loss and loss_dict. Ours and
+    stock have the defaults of their own configurations. `stem_frozen`: what the paper freezes and stock does not.
     """
-    # the file holds this package's
-    fields = ("dropout", "attention_dropout", "activation_dropout", "auxiliary_loss")
-    defaults = {field: getattr(transformers.DetrConfig, field) for field in fields}
-    model = Stock.from_pretrained(folder, **{**defaults, **changes})
-    if stem_frozen:
-        for name, parameter in model.named_parameters():
-            if "backbone" in name and not any(f".layer{stage}." in name for stage in (2, 3, 4)):
+    if name.startswith("original"):
+        model = bench.original.build(bench.checkpoint, changes.get("dropout", 0.1))
+    elif name.startswith("ours"):
+        model = DetrForObjectDetection.from_pretrained(bench.checkpoint, **changes)
+    else:
+        fields = ("dropout", "attention_dropout", "activation_dropout", "auxiliary_loss")
+        defaults = {field: getattr(transformers.DetrConfig, field) for field in fields}  # the file has this package's
+        model = transformers.DetrForObjectDetection.from_pretrained(bench.checkpoint, **{**defaults, **changes})
+        for parameter_name, parameter in model.named_parameters() if stem_frozen else ():
+            if "backbone" in parameter_name and not re.search(r"[.]layer[234][.]", parameter_name):
                 parameter.requires_grad_(False)
-    return model.to(device)
+    return model.to(bench.device).eval()
 
 
 class Original:
@@ -86,36 +86,22 @@ class Original:
         backbone.is_main_process = lambda: False  # the main process would fetch the backbone's published weights
         self.post_processor = detr.PostProcess
 
-    def pictures(self) -> tuple[ModuleType, ...]:
+    def datasets(self) -> tuple[ModuleType, ...]:
         """Its modules `datasets.transforms` and `datasets.coco`, which need pycocotools."""
         return _import_from(self._checkout, "datasets.transforms", "datasets.coco")
 
-    def build(self, folder: Path, device: torch.device, dropout: float | None = None) -> tuple[nn.Module, nn.Module]:
+    def build(self, folder: Path, dropout: float) -> "OriginalModel":
         config = json.loads((folder / "config.json").read_text())
         arguments = argparse.Namespace(
+            **_ORIGINAL_ARGUMENTS,
             backbone=config["backbone_config"]["backbone"],
-            lr_backbone=1e-5,
-            masks=False,
-            frozen_weights=None,
-            dilation=False,
-            position_embedding="sine",
             hidden_dim=config["d_model"],
             nheads=config["encoder_attention_heads"],
             enc_layers=config["encoder_layers"],
             dec_layers=config["decoder_layers"],
             dim_feedforward=config["encoder_ffn_dim"],
-            dropout=0.1 if dropout is None else dropout,
-            pre_norm=False,
+            dropout=dropout,
             num_queries=config["num_queries"],
-            aux_loss=True,
-            dataset_file="coco",  # 91 classes
-            device=str(device),
-            set_cost_class=1,
-            set_cost_bbox=5,
-            set_cost_giou=2,
-            bbox_loss_coef=5,
-            giou_loss_coef=2,
-            eos_coef=0.1,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old arguments of torchvision
@@ -126,22 +112,38 @@ class Original:
             parts = list(convert_names({name: tensor}))  # one, or the three of a packed projection
             packed[name] = torch.cat([weights[part] for part in parts])
         model.load_state_dict(packed)
-        return model.to(device).eval(), criterion
+        return OriginalModel(model, criterion)
 
-    def nested(self, pixel_values: Tensor, pixel_mask: Tensor | None = None):
-        """Its batch: images, and a mask that is True on padding."""
+
+# of its command line: its defaults, the published R50 model, COCO's 91 classes
+_ORIGINAL_ARGUMENTS = {"lr_backbone": 1e-5, "masks": False, "frozen_weights": None, "dilation": False}
+_ORIGINAL_ARGUMENTS |= {"position_embedding": "sine", "pre_norm": False, "aux_loss": True, "dataset_file": "coco"}
+_ORIGINAL_ARGUMENTS |= {"device": "cpu", "set_cost_class": 1, "set_cost_bbox": 5, "set_cost_giou": 2}
+_ORIGINAL_ARGUMENTS |= {"bbox_loss_coef": 5, "giou_loss_coef": 2, "eos_coef": 0.1}
+
+
+class OriginalModel(nn.Module):
+    """The original's model and criterion, called as ours are."""
+
+    def __init__(self, model: nn.Module, criterion: nn.Module):
+        super().__init__()
+        self.model, self.criterion = model, criterion
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None, labels: list | None = None):
+        # its mask is True on padding
         padding = torch.zeros_like(pixel_values[:, 0], dtype=torch.bool) if pixel_mask is None else pixel_mask == 0
-        return importlib.import_module("util.misc").NestedTensor(pixel_values, padding)
+        outputs = self.model(importlib.import_module("util.misc").NestedTensor(pixel_values, padding))
+        loss, losses = (None, None) if labels is None else self.losses(outputs, labels)
+        predictions = {"logits": outputs["pred_logits"], "pred_boxes": outputs["pred_boxes"]}
+        return SimpleNamespace(**predictions, loss=loss, loss_dict=losses)
 
-    @staticmethod
-    def targets(labels: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Our label dicts under its names."""
-        return [{"labels": label["class_labels"], "boxes": label["boxes"]} for label in labels]
-
-    @staticmethod
-    def total_loss(criterion: nn.Module, losses: dict[str, Tensor]) -> Tensor:
-        """As its training loop adds them up."""
-        return sum(losses[name] * weight for name, weight in criterion.weight_dict.items() if name in losses)
+    def losses(self, outputs: dict, labels: list[dict[str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Their sum as its training loop takes it, and each."""
+        losses = self.criterion(
+            outputs, [{"labels": label["class_labels"], "boxes": label["boxes"]} for label in labels]
+        )
+        weights = self.criterion.weight_dict
+        return sum(losses[name] * weight for name, weight in weights.items() if name in losses), losses
 
 
 def _import_from(checkout: Path, *names: str) -> tuple[ModuleType, ...]:
@@ -161,16 +163,14 @@ def _is_datasets(module_name: str) -> bool:
     return module_name == "datasets" or module_name.startswith("datasets.")
 
 
-def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-    """The same for all: what the Trainer of transformers takes by default, with steps too small to change the work."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=1e-7, weight_decay=1e-4, fused=True)
-
-
 def training_step(model: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], None]:
-    """Forward, loss, backward and the optimizer's step, in training mode."""
-    model.train()
-    optimizer = optimizer_of(model)
+    """Forward, loss, backward and AdamW's step, in training mode.
+
+    The optimizer is the same for all: PyTorch's fused one, which the Trainer of transformers takes by default, with
+    steps too small to change the work.
+    """
+    trained = [parameter for parameter in model.train().parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-7, weight_decay=1e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

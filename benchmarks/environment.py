@@ -1,39 +1,27 @@
-"""Where figures were taken: without it they are nobody's."""
+"""Where and when figures were taken: machine, versions, commit."""
 
 import os
 import platform
 import re
 import subprocess
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
 
 from measure import measure_gemm
 
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "timm",
-    "numpy",
-    "scipy",
-    "hotcoco",
-    "faster-coco-eval",
-    "pycocotools",
-    "torchmetrics",
-)
+_PACKAGES = ("torch", "torchvision", "transformers", "timm", "numpy", "scipy")
+_PACKAGES += ("hotcoco", "faster-coco-eval", "pycocotools", "torchmetrics")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def describe(device: torch.device, quick: bool) -> dict:
     """Machine, versions, and how fast it multiplies matrices (GFLOP/s)."""
     side = 256 if quick else 2048 if device.type == "cpu" else 8192
-    gemm = {
-        name: measure_gemm(device, dtype, side) / 1e9
-        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
-    }
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    installed = {one.name.replace("_", "-"): one.version for one in distributions()}
     return {
         "device": device.type,
         "device_name": device_name(device),
@@ -43,29 +31,28 @@ def describe(device: torch.device, quick: bool) -> dict:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "packages": {package: _version(package) for package in _PACKAGES},
-        "gemm_gflop_s": gemm,
+        "packages": {package: installed.get(package) for package in _PACKAGES},
+        "gemm_gflop_s": {name: measure_gemm(device, dtype, side) / 1e9 for name, dtype in dtypes.items()},
         "gemm_side": side,
     }
 
 
 def stamp() -> dict:
     """When, of which commit, and how busy the machine was: of each case, because cases may be run one by one."""
-    return {
-        "commit": commit(),
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-    }
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    return {"commit": commit(), "time": now, "load_before": load}
 
 
 def commit() -> str:
-    """The commit of this repository, with `+` where tracked files were changed since; "unknown" outside of git."""
+    """Of this repository, with `+` where src or benchmarks were changed since; "unknown" outside of git."""
+    git = ["git", "-C", str(REPOSITORY)]
     try:
-        head = _git("rev-parse", "--short=12", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "src", "benchmarks")
+        head = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True).strip()
+        status = [*git, "status", "--porcelain", "--untracked-files=no", "--", "src", "benchmarks/*.py"]
+        return head + ("+" if subprocess.check_output(status, text=True).strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head + ("+" if changed else "")
 
 
 def device_name(device: torch.device) -> str:
@@ -82,20 +69,5 @@ def file_name(device: torch.device) -> str:
 
 def cpu_name() -> str:
     path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith("model name"):
-                return " ".join(line.split(":", 1)[1].split())
-    return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(REPOSITORY), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    found = re.search(r"^model name\s*: (.*)$", path.read_text() if path.exists() else "", re.MULTILINE)
+    return " ".join(found[1].split()) if found else platform.processor() or platform.machine()

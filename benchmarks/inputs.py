@@ -1,9 +1,12 @@
 """What the contestants are given: random images, labels, photographs and weights, each from its seed."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 NUM_CLASSES = 91  # as the published checkpoints
 
@@ -30,9 +33,9 @@ def padded_batch(sizes_hw: list[tuple[int, int]], seed: int = 0) -> tuple[Tensor
     return pixel_values, pixel_mask
 
 
-def batch(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Images of one size: pixel_values (B, 3, height, width)."""
-    return padded_batch([(height, width)] * count, seed)[0]
+def to(device: torch.device, structure: Any) -> Any:
+    """All tensors of a structure of lists and dicts on `device`."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device), structure)
 
 
 def smooth_noise(height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -47,28 +50,22 @@ def smooth_noise(height: int, width: int, generator: torch.Generator) -> Tensor:
 def labels(counts: list[int], seed: int = 0) -> list[dict[str, Tensor]]:
     """One dict an image: class_labels (T,) and boxes (T, 4) cxcywh in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
-    return [
-        {
-            "class_labels": torch.randint(NUM_CLASSES, (count,), generator=generator),
-            "boxes": torch.cat(
-                (
-                    0.2 + 0.6 * torch.rand(count, 2, generator=generator),
-                    0.05 + 0.3 * torch.rand(count, 2, generator=generator),
-                ),
-                dim=1,
-            ),
-        }
-        for count in counts
-    ]
+    made = []
+    for count in counts:
+        classes = torch.randint(NUM_CLASSES, (count,), generator=generator)
+        centres = 0.2 + 0.6 * torch.rand(count, 2, generator=generator)
+        sides = 0.05 + 0.3 * torch.rand(count, 2, generator=generator)
+        made.append({"class_labels": classes, "boxes": torch.cat((centres, sides), dim=1)})
+    return made
 
 
 def photographs(count: int, height: int, width: int, seed: int = 0) -> tuple[list[Image.Image], list[dict]]:
-    """RGB pictures, and their annotations as COCO writes them: seven boxes each, xywh in pixels."""
+    """RGB images, and their annotations as COCO writes them: seven boxes each, xywh in pixels."""
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    pictures, annotations = [], []
+    images, annotations = [], []
     for image_id in range(count):
         pixels = (smooth_noise(height, width, generator) * 50 + 128).clamp(0, 255).to(torch.uint8)
-        pictures.append(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+        images.append(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
         sides = rng.uniform(0.05, 0.5, (7, 2)) * (width, height)
         corners = rng.uniform(0, 1, (7, 2)) * ((width, height) - sides)
         boxes_xywh = np.concatenate((corners, sides), axis=1).round(2).tolist()
@@ -77,22 +74,13 @@ def photographs(count: int, height: int, width: int, seed: int = 0) -> tuple[lis
             for box in boxes_xywh
         ]
         annotations.append({"image_id": image_id, "annotations": objects})
-    return pictures, annotations
+    return images, annotations
 
 
 # What of a layer multiplies by how much. Attention that looks somewhere, and branches smaller than what they are added
 # to: else all queries would soon say the same, and nothing would be compared.
-_GAINS = (
-    ("backbone", 2**0.5),
-    ("encoder_attn.v_proj", 2.0),
-    ("encoder_attn.out_proj", 2.0),
-    ("q_proj", 2.0),
-    ("k_proj", 2.0),
-    ("out_proj", 0.5),
-    ("fc2", 0.5),
-    ("classifier", 2.0),
-    ("predictor", 2**0.5),
-)
+_GAINS = {"backbone": 2**0.5, "encoder_attn.v_proj": 2.0, "encoder_attn.out_proj": 2.0, "q_proj": 2.0, "k_proj": 2.0}
+_GAINS |= {"out_proj": 0.5, "fc2": 0.5, "classifier": 2.0, "predictor": 2**0.5}
 
 
 @torch.no_grad()
@@ -101,7 +89,8 @@ def fill_as_trained(model: torch.nn.Module, seed: int = 0) -> None:
     have after training. With fresh norms (means 0, variances 1), half of what is compared would be compared with
     itself."""
     generator = torch.Generator().manual_seed(seed)
-    for name, tensor in model.state_dict().items():
+    state = model.state_dict()
+    for name, tensor in state.items():
         noise = torch.randn(tensor.shape, generator=generator)
         if name.endswith("running_var"):
             value = 0.5 + noise.abs()
@@ -109,10 +98,13 @@ def fill_as_trained(model: torch.nn.Module, seed: int = 0) -> None:
             value = 0.1 * noise
         elif tensor.ndim == 1:
             # the last norm of a residual branch is small after training, or sixteen branches would add up to thousands
-            value = (0.3 if name.endswith("bn3.weight") else 1.0) * (1 + 0.1 * noise)
+            is_last = name.endswith("bn3.weight") or (
+                name.endswith("bn2.weight") and name.replace("bn2", "bn3") not in state
+            )
+            value = (0.3 if is_last else 1.0) * (1 + 0.1 * noise)
         elif "embedding" in name:
             value = noise
         else:
-            gain = next((gain for part, gain in _GAINS if part in name), 1.0)
+            gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
             value = noise * gain / tensor[0].numel() ** 0.5
         tensor.copy_(value)

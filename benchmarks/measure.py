@@ -1,9 +1,10 @@
 """Clocks and scales: how work is timed, what memory it takes, and how fast this machine multiplies matrices."""
 
+import contextlib
 import ctypes
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +19,13 @@ def summarise(samples: Sequence[float]) -> dict[str, float | int]:
     return {"median": median, "q1": q1, "q3": q3, "samples": len(samples)}
 
 
-def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def time_once(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, the device's share included."""
-    wait_for(device)
+    """Seconds of one call; a GPU has done its part when the clock stops."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
     start = time.perf_counter()
     work()
-    wait_for(device)
+    wait()
     return time.perf_counter() - start
 
 
@@ -40,8 +36,8 @@ def alternate(
     least_rounds: int,
     most_rounds: int,
 ) -> dict[str, list[float]]:
-    """Seconds of each work in every round. A round calls each once, and another one begins each time, so that a machine
-    that grows warm or busy is unkind to all alike.
+    """Seconds of each work in every round. A round calls each once, and another one begins each time, so that changes
+    of the machine's speed concern all alike.
 
     Rounds end when `budget_s` seconds are spent, after at least `least_rounds` and at most `most_rounds`.
     """
@@ -62,6 +58,18 @@ def ratios(ours: Sequence[float], peer: Sequence[float]) -> dict[str, float | in
     """How many times as long the peer takes: the ratio of the medians, and the quartiles of the rounds' ratios."""
     rounds = [theirs / mine for mine, theirs in zip(ours, peer, strict=True)]
     return {**summarise(rounds), "median": float(np.median(peer) / np.median(ours))}
+
+
+@contextlib.contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """PyTorch lets convolutions on a GPU keep ten bits of float32 numbers. Times are taken with that, as users have it,
+    comparisons without."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class _FlopCounter(TorchDispatchMode):

@@ -29,16 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
     import transformers
 
-    from all_cases import CASES
-    from cases import Bench, weigh
+    from cases import Bench, all_cases, weigh
 
+    cases = {case.name: case for case in all_cases()}
     if args.list:
-        for case in CASES:
-            print(f"{case.name:<28}{case.title}")
+        print("\n".join(f"{name:<28}{case.title}" for name, case in cases.items()))
         return 0
-    cases = {case.name: case for case in CASES}
-    unknown = [name for name in args.only if name not in cases]
-    if unknown:
+    if unknown := [name for name in args.only if name not in cases]:
         print(f"--only: no case {', '.join(unknown)}; there are {', '.join(cases)}.", file=sys.stderr)
         return 2
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -46,17 +43,18 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*is deprecated.*")
-
+    warnings.filterwarnings("ignore", message=".*(is deprecated|TensorFloat32|Online softmax).*")
     if args.weigh:
         name, contestant = args.weigh
-        bench = Bench(device, args.quick, args.checkpoint, args.original)
-        print(json.dumps(weigh(cases[name], contestant, bench)))
+        print(json.dumps(weigh(cases[name], contestant, Bench(device, args.quick, args.checkpoint, args.original))))
         return 0
     with tempfile.TemporaryDirectory(prefix="hf_detr_benchmark_") as folder:
         bench = Bench(device, args.quick, Path(folder), args.original)
-        chosen = [cases[name] for name in args.only] or list(cases.values())
-        return _run(chosen, bench, args.results)
+        try:
+            return _run([cases[name] for name in args.only or cases], bench, args.results)
+        except ValueError as error:  # of what was given; errors of cases are in their results
+            print(error, file=sys.stderr)
+            return 2
 
 
 def _run(chosen: list, bench, results_folder: Path | None) -> int:
@@ -66,12 +64,7 @@ def _run(chosen: list, bench, results_folder: Path | None) -> int:
     from report import HEADER, case_lines, load, save
 
     if bench.original_folder is not None:
-        try:
-            _ = bench.original  # a wrong folder is said now, not in every case
-        except ValueError as error:
-            print(f"--original {error}", file=sys.stderr)
-            return 2
-    write_checkpoint(bench.checkpoint, small=bench.quick)
+        _ = bench.original  # a wrong folder is said now, not in every case
     if results_folder is None and not bench.quick:
         results_folder = RESULTS
     path = None if results_folder is None else results_folder / file_name(bench.device)
@@ -79,46 +72,33 @@ def _run(chosen: list, bench, results_folder: Path | None) -> int:
     results: dict = {"program": "run", "environment": environment, "cases": {}}
     if path is not None and path.exists():
         earlier = load(path)
-        changed = _other_versions(earlier["environment"], environment)
-        if changed:
-            print(f"{path} holds results of {changed}; remove it, or write elsewhere (--results DIR).", file=sys.stderr)
-            return 2
+        if changed := _other_versions(earlier["environment"], environment):
+            raise ValueError(f"{path} holds results of {changed}; remove it, or write elsewhere (--results DIR).")
         results["cases"] = earlier["cases"]
-    bench.gemm_gflop_s = environment["gemm_gflop_s"]
-    peers = ", ".join(f"{name} {number}" for name, number in environment["packages"].items() if number)
+    write_checkpoint(bench.checkpoint, small=bench.quick)
+    bench.gemm_gflop_s = gemm = environment["gemm_gflop_s"]
+    packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items() if number)
     print(f"{environment['device_name']}; {environment['cores']} cores, {environment['threads']} threads")
-    print(f"python {environment['python']}, {peers}")
-    gemm = environment["gemm_gflop_s"]
+    print(f"python {environment['python']}, {packages}")
     print(f"matrix products: {gemm['float32']:,.0f} GFLOP/s float32, {gemm['bfloat16']:,.0f} GFLOP/s bfloat16\n")
     print(HEADER, flush=True)
     for case in chosen:
         result = results["cases"][case.name] = run_case(case, bench)
-        for line in case_lines(case.name, result):
-            print(line, flush=True)
+        print("\n".join(case_lines(case.name, result)), flush=True)
         if "traceback" in result:
             print(result["traceback"], file=sys.stderr)
         if path is not None:
             save(path, results)
     if path is not None:
         print(f"\nwritten: {path}")
-    ran = [results["cases"][case.name] for case in chosen]
-    below = [
-        f"{case.name} against {peer}"
-        for case, result in zip(chosen, ran, strict=True)
-        for peer, ratio in result.get("ratios", {}).items()
-        if ratio["target"] and ratio["median"] < ratio["target"]
-    ]
-    if below and not bench.quick:
-        print(f"below target: {', '.join(below)}")
-    return 1 if any(result["status"] in ("failed", "error") for result in ran) else 0
+    return 1 if any(results["cases"][case.name]["status"] in ("failed", "error") for case in chosen) else 0
 
 
 def _other_versions(earlier: dict, now: dict) -> str:
     """The packages of earlier results that are of other versions now: one table has one environment."""
+    was, now = ({**environment["packages"], "python": environment["python"]} for environment in (earlier, now))
     return ", ".join(
-        f"{name} {version}"
-        for name, version in {**earlier["packages"], "python": earlier["python"]}.items()
-        if version and {**now["packages"], "python": now["python"]}.get(name) not in (None, version)
+        f"{name} {number}" for name, number in was.items() if number and now.get(name) not in (None, number)
     )
 
 

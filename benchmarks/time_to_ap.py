@@ -2,7 +2,7 @@
 
     python benchmarks/time_to_ap.py digits --minutes 10 --seeds 3 --jobs 2
     python benchmarks/time_to_ap.py bccd --data ../shared/data/bccd --start runs/start --minutes 15
-    python benchmarks/time_to_ap.py digits --only denoising groups ema       # one help at a time
+    python benchmarks/time_to_ap.py digits --only denoising groups average   # one training-only part at a time
 
 Every run is a process of its own with one thread, `--jobs` of them at once (no more than there are idle cores; one on a
 GPU). Results are merged into benchmarks/results/time_to_ap_<case>_<device>.json after each run, and plotted beside it.
@@ -21,12 +21,10 @@ from pathlib import Path
 from queue import Queue
 from threading import Lock
 
+from convergence.cases import prepare
+from convergence.contestants import CONTESTANTS, settings_of
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-from convergence.cases import prepare  # noqa: E402
-from convergence.contestants import CONTESTANTS, settings_of  # noqa: E402
-
 MAIN = ("stock-example", "stock", "stock-auxiliary", "paper", "fast")
 
 
@@ -38,37 +36,32 @@ def main() -> int:
     results.parent.mkdir(parents=True, exist_ok=True)
     told = json.loads(results.read_text()) if results.exists() else {"runs": {}}
     told.update(case=args.case, minutes=args.minutes, environment=environment(args))
-    names = args.only or MAIN
-    todo = [(name, seed) for seed in range(args.seeds) for name in names]
-    if args.missing:
-        todo = [(name, seed) for name, seed in todo if str(seed) not in told["runs"].get(name, {})]
-    places: Queue[int] = Queue()
-    for place in range(args.jobs):
-        places.put(place)
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "case.pt"
         prepare(args.case, args.data, args.start, prepared)
-        run_all(args, todo, places, prepared, told, results)
+        run_all(args, prepared, told, results)
     from convergence.summary import plot, table
 
     main = [name for name in MAIN if name in told["runs"]]
-    helps = [name for name in told["runs"] if name not in main]
-    print(table(told, [*main, *helps]))
+    print(table(told, [*main, *(name for name in told["runs"] if name not in main)]))
     plot(told, results.with_suffix(".png"), main or None)
     print(f"{results} and {results.with_suffix('.png').name}")
     return 0
 
 
-def run_all(args: argparse.Namespace, todo: list, places: Queue, prepared: Path, told: dict, results: Path) -> None:
-    one_at_a_time = Lock()
+def run_all(args: argparse.Namespace, prepared: Path, told: dict, results: Path) -> None:
+    """`args.jobs` runs at once, each on a core of its own; every result is saved when it is there."""
+    one_at_a_time, cores = Lock(), Queue()
+    for core in range(args.jobs):
+        cores.put(core)
 
-    def work(job: tuple[str, int]) -> None:
-        name, seed = job
-        place = places.get()
+    def work(job: tuple[int, str]) -> None:
+        seed, name = job
+        core = cores.get()
         try:
-            run = start_run(args, name, seed, place, prepared)
+            run = start_run(args, name, seed, core, prepared)
         finally:
-            places.put(place)
+            cores.put(core)
         with one_at_a_time:
             told["runs"].setdefault(name, {})[str(seed)] = run
             results.write_text(json.dumps(told, indent=1) + "\n")
@@ -77,18 +70,16 @@ def run_all(args: argparse.Namespace, todo: list, places: Queue, prepared: Path,
               f"{run['ms_per_step']:6.0f} ms a step, {run['images']:,} images", flush=True)  # fmt: skip
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(work, todo))
+        list(pool.map(work, [(seed, name) for seed in range(args.seeds) for name in args.only or MAIN]))
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=("digits", "shapes", "bccd"))
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=CONTESTANTS, help=f"of {', '.join(CONTESTANTS)}")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="changes a setting of all of them")
     parser.add_argument("--minutes", type=float, default=10.0, help="training time of each run")
     parser.add_argument("--points", type=int, default=8, help="evaluations of each run")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds 0, 1, ...")
-    parser.add_argument("--missing", action="store_true", help="only runs that the results do not have yet")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, help="the folder of the photographs, for bccd")
@@ -102,32 +93,28 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def start_run(args: argparse.Namespace, name: str, seed: int, place: int, prepared: Path) -> dict:
+def start_run(args: argparse.Namespace, name: str, seed: int, core: int, prepared: Path) -> dict:
     """One process, on one core where there are cores to choose."""
     command = [sys.executable, __file__, args.case, "--run", name, str(seed), "--minutes", str(args.minutes)]
     command += ["--points", str(args.points), "--device", args.device, "--prepared", str(prepared)]
-    if args.start:
-        command += ["--start", str(args.start)]
-    if args.set:
-        command += ["--set", *args.set]
+    command += ["--start", str(args.start)] if args.start else []
     if args.device == "cpu" and shutil.which("taskset") and args.jobs > 1:
-        command = ["taskset", "-c", str(sorted(os.sched_getaffinity(0))[place]), *command]
+        command = ["taskset", "-c", str(sorted(os.sched_getaffinity(0))[core]), *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def one_run(args: argparse.Namespace) -> int:
+    """What `start_run` starts."""
     from convergence.one_run import train
 
     name, seed = args.run
-    changes = {key: json.loads(value) for key, value in (one.split("=", 1) for one in args.set)}
     with tempfile.TemporaryDirectory() as folder:
         start = Path(folder) / "start"
         if args.start:
             shutil.copytree(args.start, start)
-        settings = settings_of(name, changes)
-        run = train(args.prepared, start, settings, int(seed), args.minutes, args.points, args.device)
+        run = train(args.prepared, start, settings_of(name), int(seed), args.minutes, args.points, args.device)
     print(json.dumps(run))
     return 0
 

@@ -23,7 +23,7 @@ class Case:
     Attributes:
         pixels: (N, C, H, W) float16, normalised; labels: one dict an image.
         test: rows of the schema, which `processor` prepares.
-        flip: mirror every second picture, at random.
+        flip: mirror every second image, at random.
         mixed_precision: bf16, where processors are quicker with it; they are not with depthwise convolutions.
     """
 
@@ -70,30 +70,17 @@ def write_start(case: Case, start: Path, seed: int) -> None:
     torch.manual_seed(seed)
     names = id2label(case.test)
     if case.name == "digits":
-        model = DetrForObjectDetection(_small_config(names))
+        sizes = {"d_model": 128, "encoder_layers": 2, "decoder_layers": 3, "num_queries": 10}
+        sizes |= {"encoder_ffn_dim": 256, "decoder_ffn_dim": 256}
+        dropouts = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+        frozen = {"freeze_backbone_norms": False, "freeze_backbone_until": None}  # nothing published to keep
+        # dilation: a map of 4 x 4 cells
+        config = DetrConfig(backbone="test_resnet", dilation=True, id2label=names, **sizes, **dropouts, **frozen)
+        model = DetrForObjectDetection(config)
     else:
         model = DetrForObjectDetection.from_pretrained(tiny_checkpoint(), id2label=names)
     model.save_pretrained(start)
     case.processor.save_pretrained(start)
-
-
-def _small_config(names: dict[int, str]) -> DetrConfig:
-    return DetrConfig(
-        backbone="test_resnet",
-        dilation=True,  # a map of 4 x 4 cells
-        freeze_backbone_norms=False,  # nothing published to keep
-        freeze_backbone_until=None,
-        d_model=128,
-        encoder_layers=2,
-        decoder_layers=3,
-        encoder_ffn_dim=256,
-        decoder_ffn_dim=256,
-        num_queries=10,
-        dropout=0.0,
-        attention_dropout=0.0,
-        activation_dropout=0.0,
-        id2label=names,
-    )
 
 
 def _inputs(processor: DetrImageProcessor, rows: Dataset) -> tuple[torch.Tensor, list[dict]]:
@@ -102,7 +89,7 @@ def _inputs(processor: DetrImageProcessor, rows: Dataset) -> tuple[torch.Tensor,
         some = [rows[index] for index in range(first, min(first + 200, len(rows)))]
         batch = processor(images=[row["image"] for row in some], annotations=some, return_tensors="pt")
         if "pixel_mask" in batch and not batch["pixel_mask"].all():
-            raise ValueError("These pictures differ in shape; this benchmark keeps them all in one tensor.")
+            raise ValueError("These images differ in shape; this benchmark keeps them all in one tensor.")
         pixels.append(batch["pixel_values"].half())
         labels += [{key: label[key] for key in ("class_labels", "boxes")} for label in batch["labels"]]
     return torch.cat(pixels), labels

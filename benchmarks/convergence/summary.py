@@ -1,4 +1,4 @@
-"""The table and the picture of a time-to-AP file."""
+"""The table and the plot of a time-to-AP file."""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -81,7 +81,7 @@ def plot(told: dict, path: Path, names: Iterable[str] | None = None) -> None:
             x = [mean(column) for column in zip(*along, strict=True)]
             (line,) = axis.plot(x, [mean(column) for column in ap], marker="o", markersize=3, label=name)
             axis.fill_between(x, [min(c) for c in ap], [max(c) for c in ap], alpha=0.15, color=line.get_color())
-    axes[0].set(xlabel="minutes of training", ylabel="COCO AP on unseen pictures", title=told["case"])
+    axes[0].set(xlabel="minutes of training", ylabel="COCO AP on unseen images", title=told["case"])
     axes[1].set(xlabel="images seen")
     for axis in axes:
         axis.grid(alpha=0.3)

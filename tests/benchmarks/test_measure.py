@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from growth import slope
 from inputs import fill_as_trained
 from measure import PeakMemory, alternate, count_flop, ratios, summarise
 from tests.small_models import small_model
@@ -64,12 +63,6 @@ def test_peak_memory_sees_what_was_freed_again():
     assert 90 < peak.mib() < 140
     peak.restart()
     assert peak.mib() < 30
-
-
-def test_slope_is_the_exponent():
-    sizes = [1, 2, 4]
-    assert slope(sizes, [3.0 * size**2 for size in sizes]) == pytest.approx(2)
-    assert slope(sizes, [7.0, 7.0, 7.0]) == pytest.approx(0)
 
 
 def test_random_weights_make_queries_differ():

@@ -77,31 +77,18 @@ def test_a_place_without_a_number_is_an_error_that_names_it(results, place):
         render("{{" + place + "}}", {"cpu-a": results})
 
 
-def test_growth_is_a_table_of_slopes():
-    points = [{"size": size, "seconds": spread(float(size))} for size in (2, 4)]
-    slopes = {"time": 1.0, "arithmetic": 1.5, "memory": 0.5}
-    line = {"work": "loss", "against": "queries", "points": points, "slopes": slopes}
-    growth = {
-        "program": "growth",
-        "environment": ENVIRONMENT,
-        "stamp": {"commit": "abcdef"},
-        "package": "ours",
-        "growth": [line],
-    }
-    assert "| loss | queries | 2: 2.00 s | 4: 4.00 s | 1.00 | 1.50 | 0.50 |" in render("{{growth}}", {"growth": growth})
+def test_the_table_of_a_file_whose_script_is_gone_is_kept_with_it():
+    kept = {"program": "growth", "table": [["work", "slope"], ["loss", "1.00"]]}
+    assert render("{{table:growth}}", {"growth": kept}) == "| work | slope |\n| --- | --- |\n| loss | 1.00 |"
 
 
-def test_what_each_change_gave_is_a_table():
-    rows = {"as it is": spread(1.5), "channels last": {**spread(2.0), "ratio": spread(1.25)}}
-    told = {
-        "program": "each_change",
-        "environment": ENVIRONMENT,
-        "stamp": {"commit": "abcdef"},
-        "cases": {"inference": rows},
-    }
-    text = render("{{each_change}}", {"each_change_cpu": told})
-    assert "| inference | 1.50 s | channels last | **1.25** (1.12-1.38) |" in text
-    assert render("{{each_change}}", {}) == "Not measured yet."
+def test_kept_tables_say_what_their_files_measured():
+    files = read_results()
+    changes, growth = files["each_change_cpu"], files["growth-ours-cpu-amd-epyc-2-threads"]
+    ratios = [row["ratio"]["median"] for case in changes["cases"].values() for row in case.values() if "ratio" in row]
+    assert [row[3].split("**")[1] for row in changes["table"][1:]] == [f"{ratio:.2f}" for ratio in ratios]
+    slopes = [f"{line['slopes']['time']:.2f}" for line in growth["growth"]]
+    assert [row[4] for row in growth["table"][1:]] == slopes
 
 
 def test_seconds_have_three_digits_and_a_unit():
