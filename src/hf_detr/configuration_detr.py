@@ -305,10 +305,8 @@ class DetrConfig(PreTrainedConfig):
         """Raises ValueError where fields are impossible or contradict each other. A model checks its configuration
         again when it is built, since fields may have been set since."""
         if self.backbone_config is None:  # set to None since: start over from the old keys
-            take = {
-                name: self.__dict__.pop(name, None) for name in ("backbone", "use_timm_backbone", "backbone_kwargs")
-            }
-            self._take_backbone(**take)
+            old_keys = ("backbone", "use_timm_backbone", "backbone_kwargs")
+            self._take_backbone(**{name: self.__dict__.pop(name, None) for name in old_keys})
         heads = ("encoder_attention_heads", "decoder_attention_heads")
         sizes = ("num_queries", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim", "num_channels", "d_model")
         require_counts(self, (*sizes, *heads, "query_groups", "num_labels"), least=1)
@@ -323,9 +321,7 @@ class DetrConfig(PreTrainedConfig):
         weights = tuple(f"{name}_coefficient" for name in ("bbox_loss", "giou_loss", "mask_loss", "dice_loss", "eos"))
         require(self, costs + weights, "a number of at least 0", lambda v: is_number(v) and v >= 0)
         if not any(getattr(self, name) for name in costs):
-            raise ValueError(
-                f"{', '.join(costs)} are all 0, so that any matching is as good; set at least one above 0."
-            )
+            raise ValueError(f"{', '.join(costs)} are all 0: any matching is as good; set at least one above 0.")
         for name in heads:
             if self.d_model % (number := getattr(self, name)):
                 raise ValueError(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import HfApi
 from torch import Tensor, nn
-from transformers import PreTrainedModel, initialization
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
@@ -29,8 +29,9 @@ from .configuration_detr import DetrConfig
 from .loss import CellPredictions, NoisedTargets, SetCriterion, Targets, noise_targets, pack_targets
 from .nn.auxiliary import EncoderHead, ExtraQueries, TrainingOnly, TrainingQueries
 from .nn.backbone import ConvEncoder, build_timm_backbone, build_transformers_backbone
-from .nn.frozen_norm import FrozenBatchNorm2d
 from .nn.heads import BoxHead
+from .nn.initialization import initialize
+from .nn.masks import additive_mask, query_mask
 from .nn.position_embedding import LearnedPositionEmbedding, SinePositionEmbedding, cell_centres_xy
 from .nn.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, eager_attention
 
@@ -200,53 +201,14 @@ class DetrPreTrainedModel(PreTrainedModel):
         """Takes `fold_norms` back, exactly; returns how many were folded."""
         return self.base_model.backbone.conv_encoder.unfold_norms()
 
-    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The original's: Xavier in the transformer, PyTorch's own in projection and heads, queries N(0, 1).
-
-        Transformers calls it for every module with tensors of its own that no checkpoint brought, and for no other; the
-        functions of `initialization` leave those tensors alone that a checkpoint did bring.
-        """
-        if isinstance(module, nn.Linear) and hasattr(module, "xavier_gain"):
-            initialization.xavier_uniform_(module.weight, gain=module.xavier_gain)
-            if module.starts_without_bias:
-                initialization.zeros_(module.bias)
-            else:
-                initialization.uniform_(module.bias, *_pytorch_bounds(module))
-        elif isinstance(module, nn.Conv2d) and module.bias is None:  # a backbone's, missing in the checkpoint
-            initialization.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            initialization.uniform_(module.weight, *_pytorch_bounds(module))
-            if module.bias is not None:
-                initialization.uniform_(module.bias, *_pytorch_bounds(module))
-        elif isinstance(module, nn.Embedding):
-            if getattr(module, "starts_at_zero", False):
-                initialization.zeros_(module.weight)
-            elif getattr(module, "starts_uniform", False):
-                initialization.uniform_(module.weight)
-            else:
-                initialization.normal_(module.weight)
-        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, FrozenBatchNorm2d)):
-            if module.weight is not None:
-                initialization.ones_(module.weight)
-                initialization.zeros_(module.bias)
-            if getattr(module, "running_mean", None) is not None:
-                initialization.zeros_(module.running_mean)
-                initialization.ones_(module.running_var)
-        if hasattr(module, "init_non_persistent_buffers"):  # timm's tables, which no checkpoint holds
-            module.init_non_persistent_buffers()
+        initialize(module)
 
 
 def _ignore_batch_counters(module: nn.Module, incompatible_keys) -> None:
     incompatible_keys.unexpected_keys[:] = [
         key for key in incompatible_keys.unexpected_keys if not key.endswith("num_batches_tracked")
     ]
-
-
-def _pytorch_bounds(layer: nn.Linear | nn.Conv2d) -> tuple[float, float]:
-    """Between which `nn.Linear` and `nn.Conv2d` draw weights and biases, which the original leaves in place."""
-    bound = layer.weight[0].numel() ** -0.5  # fan in
-    return -bound, bound
 
 
 class _Backbone(nn.Module):
@@ -365,7 +327,7 @@ class DetrModel(DetrPreTrainedModel):
         if query_positions.dtype != memory.dtype:
             query_positions = query_positions.to(memory.dtype)  # under autocast
         queries = torch.zeros_like(query_positions) if decoder_inputs_embeds is None else decoder_inputs_embeds
-        query_mask = _query_mask(decoder_attention_mask, queries, extra_queries)
+        queries_mask = query_mask(decoder_attention_mask, queries, extra_queries)
         if extra_queries is not None:
             queries = torch.cat((queries, extra_queries.contents.to(queries.dtype)), dim=1)
             query_positions = torch.cat((query_positions, extra_queries.positions.to(queries.dtype)), dim=1)
@@ -374,7 +336,7 @@ class DetrModel(DetrPreTrainedModel):
             query_positions,
             memory,
             positions,
-            query_mask,
+            queries_mask,
             self._memory_mask(cell_mask, queries, memory, implementation),
             attend,
         )
@@ -424,7 +386,7 @@ class DetrModel(DetrPreTrainedModel):
         cells = cell_mask.flatten(1)
         if implementation.startswith(("flash", "flex")):
             return create_bidirectional_mask(self.config, queries, cells, encoder_hidden_states=memory)
-        return _additive(cells[:, None, None], queries.dtype)  # (B, 1, 1, K)
+        return additive_mask(cells[:, None, None], queries.dtype)  # (B, 1, 1, K)
 
     def _features(self, pixel_values: Tensor | None, pixel_mask: Tensor | None) -> tuple[Tensor, int, int]:
         """-> the projected feature map (B, HW, D), H and W."""
@@ -485,30 +447,6 @@ def _make_backbone(config: DetrConfig) -> ConvEncoder:
             UserWarning,
         )
     return encoder
-
-
-def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bool, True where attended -> 0 there and the least number elsewhere, which also stays finite where a whole row
-    is masked."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
-
-
-def _query_mask(mask: Tensor | None, queries: Tensor, extra_queries: ExtraQueries | None) -> Tensor | None:
-    """(B, Q) or (B, Q, Q), and blocks of extra queries -> what is added to the scores (B, heads, queries, queries)."""
-    batch_size, num_queries = queries.shape[:2]
-    if mask is not None:
-        if mask.shape not in ((batch_size, num_queries), (batch_size, num_queries, num_queries)):
-            raise ValueError(
-                f"decoder_attention_mask must have the shape ({batch_size}, {num_queries}) or "
-                f"({batch_size}, {num_queries}, {num_queries}), not {tuple(mask.shape)}."
-            )
-        mask = mask.bool()[:, None] if mask.ndim == 2 else mask.bool()  # (B, 1 or Q, Q)
-    if extra_queries is not None:
-        allowed = extra_queries.allowed()
-        if mask is not None:
-            allowed[:, :num_queries, :num_queries] &= mask
-        mask = allowed
-    return None if mask is None else _additive(mask[:, None], queries.dtype)
 
 
 def _unpack_encoder_outputs(outputs: BaseModelOutput | tuple[Tensor, ...]):

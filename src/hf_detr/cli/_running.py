@@ -56,8 +56,14 @@ def is_quicker_in_bf16(model: nn.Module, on_gpu: bool) -> bool:
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
-def load_model(name: str) -> tuple[DetrForObjectDetection, DetrImageProcessor]:
-    """A trained model in eval mode, on the CPU, and its processor, of a folder or a name on the Hub.
+# Pixels that pass the backbone at a time on a CPU: its largest maps are then of some ten MiB, and larger ones are not
+# faster.
+_PIXELS_AT_A_TIME = 2**20
+
+
+def load_model(name: str, device: torch.device) -> tuple[DetrForObjectDetection, DetrImageProcessor]:
+    """A trained model on `device`, ready for inference (eval mode, norms folded), and its processor, of a folder or a
+    name on the Hub.
 
     Raises ValueError where there is no DETR with all its weights, or no preprocessor_config.json.
     """
@@ -70,7 +76,19 @@ def load_model(name: str) -> tuple[DetrForObjectDetection, DetrImageProcessor]:
             f"{name}: {len(info['missing_keys'])} tensors are missing and {len(info['mismatched_keys'])} of another "
             "shape than config.json says, so it would answer at random; train it first, or name a whole detector."
         )
-    return model.eval(), load_processor(name)
+    processor = load_processor(name)
+    model.fold_norms()
+    if device.type == "cpu":
+        model.config.chunk_size_backbone = max(1, _PIXELS_AT_A_TIME // _largest_image_px(processor.size))
+    return model.eval().to(device), processor
+
+
+def _largest_image_px(size: dict[str, int]) -> int:
+    """The pixels of the largest image that a processor of this `size` makes."""
+    shortest, longest = size.get("shortest_edge"), size.get("longest_edge")
+    if shortest is not None:
+        return shortest * (longest or shortest)
+    return (size.get("height") or size["max_height"]) * (size.get("width") or size["max_width"])
 
 
 def load_processor(name: str) -> DetrImageProcessor:

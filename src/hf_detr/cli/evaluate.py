@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     splits = load_detection_dataset(args.data, args.format, splits=args.split, **policies, **data_options(args))
     split = choose_split(list(splits))
     dataset = splits[split]
-    model, processor = load_model(args.model)
+    model, processor = load_model(args.model, device)
     names = class_names(dataset)
     class_of_label = match_classes(model.config.id2label, names)
     unused = [name for label, name in model.config.id2label.items() if label not in class_of_label]
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     evaluator = CocoEvaluator(names, **evaluator_arguments)
     with progress_bar(len(dataset), f"evaluate {split}") as bar:
         evaluate_model(
-            model.to(device),
+            model,
             processor,
             dataset,
             batch_size=args.batch_size,

@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     if device.type == "cpu":
         keep_freed_memory()
-    model, processor = load_model(args.model)
-    predictor = Predictor(model.to(device), processor, args.threshold)
+    model, processor = load_model(args.model, device)
+    predictor = Predictor(model, processor, args.threshold)
     drawer = None if args.no_pictures else Drawer(args.output, picture_names(files), model.config.id2label)
     rows_of: dict[int, list[dict[str, Any]]] = {}
     skipped: list[str] = []

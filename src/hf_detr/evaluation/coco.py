@@ -309,7 +309,9 @@ def _as_coco(images: Sequence[Image], start: int, class_ids: NDArray, group: NDA
     number = np.repeat(numbers, [len(image.detections.labels) for image in images])
     detections = np.column_stack((number, _xywh(boxes_xyxy), scores, k))[(group[0] <= k) & (k <= group[-1])]
 
-    boxes_xywh, labels, areas, crowds = map(np.concatenate, zip(*(image.targets for image in images), strict=True))
+    names = ("boxes_xywh_px", "labels", "areas_px", "crowds")
+    columns = (np.concatenate([getattr(image.targets, name) for image in images]) for name in names)
+    boxes_xywh, labels, areas, crowds = columns
     k = np.searchsorted(class_ids, labels)
     number = np.repeat(numbers, [len(image.targets.labels) for image in images])
     in_group = (group[0] <= k) & (k <= group[-1])
