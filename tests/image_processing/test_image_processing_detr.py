@@ -13,7 +13,7 @@ from transformers import DetrImageProcessor as StockProcessor
 
 from hf_detr.image_processing_detr import DetrImageProcessor
 
-HUB_SAMPLES = Path(__file__).resolve().parents[1] / "../shared/hub_samples"
+HUB_SAMPLES = Path(__file__).resolve().parents[2] / "../shared/hub_samples"
 SMALL = {"size": {"shortest_edge": 32, "longest_edge": 64}}
 
 
@@ -392,6 +392,20 @@ def test_panoptic_is_refused_in_words(processor):
     assert processor(random_image(32, 32), format="coco_panoptic", return_tensors="pt").pixel_values.shape[0] == 1
 
 
+def test_compressed_masks_are_read_as_pycocotools_reads_them(processor):
+    coco_mask = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    for rate in (0, 0.02, 0.5, 0.9, 1):
+        height, width = (int(side) for side in rng.integers(1, 60, 2))
+        mask = rng.random((height, width)) < rate
+        rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        target = annotation([0, 0, width, height])
+        for counts in (rle["counts"], rle["counts"].decode()):
+            target["annotations"][0]["segmentation"] = {"size": [height, width], "counts": counts}
+            label = processor(random_image(height, width), target, do_resize=False, return_segmentation_masks=True)
+            assert np.array_equal(label["labels"][0]["masks"][0], mask)
+
+
 def test_masks_follow_their_image(processor):
     square = [[16, 16, 48, 16, 48, 48, 16, 48]]
     rle = {"size": [64, 64], "counts": [64 * 32, 64 * 32]}  # column by column: the right half
@@ -452,6 +466,44 @@ def test_an_impossible_setting_is_refused_at_once_and_in_a_call(processor, setti
         DetrImageProcessor(**settings)
     with pytest.raises(ValueError, match=name):
         processor(random_image(32, 32), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "plain"),
+    [
+        ({"size": {"height": np.int64(30), "width": np.uint8(20)}}, {"size": {"height": 30, "width": 20}}),
+        ({"size": {"shortest_edge": np.int32(30), "longest_edge": torch.tensor(60)}},
+         {"size": {"shortest_edge": 30, "longest_edge": 60}}),
+        ({"size": np.int64(30), "max_size": np.int16(60)}, {"size": {"shortest_edge": 30, "longest_edge": 60}}),
+        ({"size": np.array([30, 20])}, {"size": {"height": 30, "width": 20}}),
+        ({"size": (np.int64(30), np.int64(20)), "pad_size": np.int64(70)},
+         {"size": {"height": 30, "width": 20}, "pad_size": {"height": 70, "width": 70}}),
+        ({"resample": np.int64(3), "do_pad": np.bool_(False), "rescale_factor": np.float32(0.5)},
+         {"resample": 3, "do_pad": False, "rescale_factor": 0.5}),
+        ({"image_mean": np.array([0.5, 0.25, 0.5], dtype=np.float32), "image_std": np.float64(0.5)},
+         {"image_mean": [0.5, 0.25, 0.5], "image_std": [0.5]}),
+    ],
+)  # fmt: skip
+def test_numbers_of_any_kind_are_settings_and_are_written_as_plain_ones(settings, plain, tmp_path):
+    processor = DetrImageProcessor(**settings)
+    processor.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert {name: written[name] for name in plain} == plain
+    expected = DetrImageProcessor(**plain)(random_image(32, 48), return_tensors="pt").pixel_values
+    settings.pop("max_size", None)
+    given = settings if "size" not in plain or np.ndim(settings["size"]) else {**settings, "size": plain["size"]}
+    for values in (
+        processor(random_image(32, 48), return_tensors="pt"),
+        DetrImageProcessor()(random_image(32, 48), return_tensors="pt", **given),
+    ):
+        assert torch.equal(values.pixel_values, expected)
+
+
+@pytest.mark.parametrize("size", [{"height": 30.0, "width": 20}, {"height": np.float64(30), "width": 20},
+                                  {"height": np.True_, "width": 20}, np.array([30.5, 20]), np.arange(3)])  # fmt: skip
+def test_what_is_no_whole_number_of_pixels_is_refused(size):
+    with pytest.raises(ValueError, match="size"):
+        DetrImageProcessor(size=size)
 
 
 def test_a_longest_edge_below_the_shortest_is_refused_with_a_remedy():

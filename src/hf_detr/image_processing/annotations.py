@@ -4,6 +4,7 @@ A label never depends on the other images of its batch: boxes are fractions of t
 padded). Stock transformers makes them fractions of the padded canvas, so that there they move with the batch.
 """
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,15 +98,17 @@ def _mask(segmentation: Any, image_hw: tuple[int, int], place: str) -> NDArray:
             raise ValueError(
                 f"{place}: the encoded mask has size {segmentation.get('size')}, its image [{height}, {width}]."
             )
-        rle = {"size": [height, width], "counts": segmentation.get("counts")}
         try:
-            return coco_mask.decode(rle if isinstance(rle["counts"], (str, bytes)) else _compressed(rle))
-        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-            counts = repr(rle["counts"])
+            runs = np.array(_runs(segmentation.get("counts")), dtype=np.int64)
+        except (TypeError, ValueError, OverflowError):
+            runs = np.array([-1])
+        if (runs < 0).any() or runs.sum() != height * width:
+            counts = repr(segmentation.get("counts"))
             raise ValueError(
                 f"{place}: the run-length encoding {counts if len(counts) < 80 else counts[:80] + '...'} cannot be "
-                f"decoded ({error}); write the mask anew, with counts that add up to {height} x {width}."
-            ) from error
+                f"decoded; write the mask anew, with counts that add up to {height} x {width}."
+            )
+        return np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(width, height).T
     try:
         polygons = [np.array(polygon, dtype=np.float64) for polygon in segmentation or ()]
     except (TypeError, ValueError):
@@ -120,8 +123,26 @@ def _mask(segmentation: Any, image_hw: tuple[int, int], place: str) -> NDArray:
     return coco_mask.decode(coco_mask.merge(rles))
 
 
-def _compressed(rle: dict[str, Any]) -> dict[str, Any]:
-    return coco_mask.frPyObjects({**rle, "counts": [int(count) for count in rle["counts"]]}, *rle["size"])
+def _runs(counts: Any) -> list[int]:
+    """The lengths of the runs, zeros first, column by column, from a list or from COCO's compressed string.
+
+    The libraries that decode these do not all notice that runs are missing.
+    """
+    if not isinstance(counts, (str, bytes)):
+        return [operator.index(count) for count in counts]
+    runs, value, shift = [], 0, 0
+    for byte in counts.encode("ascii") if isinstance(counts, str) else counts:
+        if not 48 <= byte < 48 + 64:
+            raise ValueError(f"byte {byte}")
+        # 5 bits, the lowest first; bit 5 says that more follow, bit 4 of the last is the sign
+        value, shift = value | (byte - 48 & 31) << shift, shift + 5
+        if not byte - 48 & 32:
+            value -= (byte - 48 & 16) and 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))  # the difference from the last run of its kind
+            value = shift = 0
+    if shift:
+        raise ValueError("the last number is cut off")
+    return runs
 
 
 def _resized(masks: list[NDArray], visible_hw: tuple[int, int], canvas_hw: tuple[int, int]) -> Tensor:

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import batched_nms
 
 from ..boxes import cxcywh_to_xyxy
+
+_NAMES = ("scores", "labels", "boxes")
 
 
 @torch.no_grad()
@@ -35,33 +38,47 @@ def detections_from_outputs(
         raise ValueError(f"nms_iou_threshold={nms_iou_threshold!r}: expected an IoU in [0, 1], or None for no NMS.")
 
     scores, labels = logits.softmax(-1)[..., :-1].max(-1)
-    # softmax makes finite probabilities of a logit of -inf
-    scores = scores.where(logits.isfinite().all(-1) & boxes.isfinite().all(-1), math.nan)
+    # a sum is finite only of finite numbers; softmax makes finite probabilities of a logit of -inf
+    scores = scores.where((logits.sum(-1) + boxes.sum(-1)).isfinite(), math.nan)
     if scale is not None and scale.device == boxes.device:
         boxes, scale = boxes * scale, None
     # labels ride along as float32, exact below 2**24
-    packed = torch.cat((scores[..., None], labels[..., None].float(), boxes), dim=-1).cpu()  # the one copy
-    scores, labels, boxes = packed[..., 0], packed[..., 1].long(), packed[..., 2:]
+    packed = torch.cat((scores[..., None], labels[..., None].float(), boxes), dim=-1).cpu().numpy()  # the one copy
     if scale is not None:  # sizes on the host, for outputs of a device
-        boxes = boxes * scale.cpu()
-    invalid = int(scores.isnan().sum())
+        packed[..., 2:] *= scale.numpy(force=True)
+    invalid = int(np.isnan(packed[..., 0]).sum())
     if invalid:
         warnings.warn(
             f"{invalid} of {scores.numel()} queries have NaN or infinite logits or boxes and give no detection; check "
             "the weights and the pixel values, and mask a class by a large negative number instead of -inf."
         )
-    keep = scores > thresholds[labels]  # false for NaN
-    results = []
-    for i in range(num_images):
-        chosen = keep[i].nonzero().flatten()  # in the order of the queries, as stock
-        if nms_iou_threshold is not None:
-            with torch.device("cpu"):  # it makes tensors on the default device
-                kept = batched_nms(boxes[i][chosen], scores[i][chosen], labels[i][chosen], nms_iou_threshold)
-            chosen = chosen[kept.sort().values]
-        if top_k is not None:
-            chosen = chosen[scores[i][chosen].argsort(descending=True, stable=True)[:top_k]]
-        results.append({"scores": scores[i][chosen], "labels": labels[i][chosen], "boxes": boxes[i][chosen]})
-    return results
+    image, query = np.nonzero(packed[..., 0] > thresholds[packed[..., 1].astype(np.int64)])  # NaN is above nothing
+    scores, labels, boxes = np.split(packed[image, query], (1, 2), axis=1)  # in the order of the queries, as stock
+    scores, labels, boxes = scores[:, 0].copy(), labels[:, 0].astype(np.int64), boxes.copy()
+    ends = np.bincount(image, minlength=num_images).cumsum().tolist()
+    # from slices: each result is a tensor of its own, which pickled takes nothing of the others along
+    results = [
+        {
+            name: torch.from_numpy(values[start:end])
+            for name, values in zip(_NAMES, (scores, labels, boxes), strict=True)
+        }
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+    if top_k is None and nms_iou_threshold is None:
+        return results
+    return [_select(result, top_k, nms_iou_threshold) for result in results]
+
+
+def _select(result: dict[str, Tensor], top_k: int | None, nms_iou_threshold: float | None) -> dict[str, Tensor]:
+    if nms_iou_threshold is not None:
+        with torch.device("cpu"):  # it makes tensors on the default device
+            kept = batched_nms(result["boxes"], result["scores"], result["labels"], nms_iou_threshold)
+        kept = kept.sort().values
+        result = {name: values[kept] for name, values in result.items()}
+    if top_k is not None:
+        kept = result["scores"].argsort(descending=True, stable=True)[:top_k]
+        result = {name: values[kept] for name, values in result.items()}
+    return result
 
 
 def _sizes_wh(target_sizes: Any, num_images: int) -> Tensor:
@@ -81,7 +98,7 @@ def _sizes_wh(target_sizes: Any, num_images: int) -> Tensor:
     return sizes_hw.flip(-1)
 
 
-def _thresholds(threshold: float | None, class_thresholds: Any, num_classes: int) -> Tensor:
+def _thresholds(threshold: float | None, class_thresholds: Any, num_classes: int) -> NDArray:
     """(C,) float32 on the host: the class's own threshold, or the common one; -inf where there is none."""
     thresholds = np.full(num_classes, _threshold("threshold", threshold), np.float32)
     if isinstance(class_thresholds, Mapping):
@@ -97,7 +114,7 @@ def _thresholds(threshold: float | None, class_thresholds: Any, num_classes: int
                 f"dict of those that differ from threshold."
             )
         thresholds[:] = [_threshold(f"class_thresholds[{i}]", value) for i, value in enumerate(class_thresholds)]
-    return torch.from_numpy(thresholds)
+    return thresholds
 
 
 def _threshold(name: str, value: Any) -> float:
