@@ -323,9 +323,9 @@ class DetrModel(DetrPreTrainedModel):
         else:
             memory, encoder_states, encoder_attentions = _unpack_encoder_outputs(encoder_outputs)
 
-        query_positions = self.query_position_embeddings.weight[None].expand(memory.shape[0], -1, -1)
-        if query_positions.dtype != memory.dtype:
-            query_positions = query_positions.to(memory.dtype)  # under autocast
+        numbers = torch.arange(config.num_queries, device=memory.device)
+        query_positions = self.query_position_embeddings(numbers).to(memory.dtype)  # it differs under autocast
+        query_positions = query_positions.expand(memory.shape[0], -1, -1)
         queries = torch.zeros_like(query_positions) if decoder_inputs_embeds is None else decoder_inputs_embeds
         queries_mask = query_mask(decoder_attention_mask, queries, extra_queries)
         if extra_queries is not None:
@@ -405,7 +405,9 @@ class DetrModel(DetrPreTrainedModel):
                 f"{tuple(pixel_mask.shape)}."
             )
         chunk_size = self.config.chunk_size_backbone
-        features = self.backbone.conv_encoder(pixel_values.to(_dtype(self.backbone)), chunk_size)[-1]
+        features = self.backbone.conv_encoder(pixel_values.to(_dtype(self.backbone, pixel_values.dtype)), chunk_size)[
+            -1
+        ]
         feature_map = self.input_projection(features)  # (B, D, H, W)
         height, width = feature_map.shape[-2:]
         return feature_map.flatten(2).transpose(1, 2), height, width
@@ -560,7 +562,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             raise
         old, self.training_only = self.training_only, _make_training_only(config)
         if self.training_only is not None:
-            self.training_only.to(self.device, _dtype(self)).train(self.training)
+            self.training_only.to(self.device, self.dtype).train(self.training)
             self.training_only.apply(self._init_weights)
             _keep_parts(self.training_only, old, config.num_queries)
             self._start_groups()
@@ -615,8 +617,8 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         config = self.config
         noised, extra_queries = None, None
         if labels is not None:
-            images = next((x for x in (pixel_values, inputs_embeds) if x is not None), labels)
-            labels = pack_targets(labels, len(images), self.device)
+            images = inputs_embeds if pixel_values is None else pixel_values
+            labels = pack_targets(labels, len(labels if images is None else images), getattr(images, "device", "cpu"))
             if self.training and self.training_only is not None and self.training_only.queries is not None:
                 noised, extra_queries = self._extra_queries(labels)
         outputs = self.model(
@@ -701,7 +703,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         return model.eval()
 
     def _extra_queries(self, targets: Targets) -> tuple[NoisedTargets | None, ExtraQueries]:
-        config, noised, copies = self.config, None, {}
+        config, noised, inputs = self.config, None, {"device": targets.class_labels.device}
         if config.denoising_queries:
             noised = noise_targets(
                 targets,
@@ -711,8 +713,8 @@ class DetrForObjectDetection(DetrPreTrainedModel):
                 config.denoising_label_noise,
             )
             names = ("noised_labels", "noised_boxes_cxcywh", "copy", "is_real")
-            copies = {name: getattr(noised, name) for name in names}
-        return noised, self.training_only.queries(config.num_queries, len(targets.sizes), **copies)
+            inputs |= {name: getattr(noised, name) for name in names}
+        return noised, self.training_only.queries(config.num_queries, len(targets.sizes), **inputs)
 
     def _cells(self, outputs: DetrModelOutput) -> CellPredictions | None:
         """The encoder head's predictions, in training; in the weights' own precision, as the other heads."""
@@ -731,7 +733,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         the heads cost nothing beside the backbone.
         """
         with torch.autocast(states.device.type, enabled=False):
-            states = states.to(_dtype(self.class_labels_classifier))
+            states = states.to(_dtype(self.class_labels_classifier, states.dtype))
             return self.class_labels_classifier(states), self.bbox_predictor(states).sigmoid()
 
 
@@ -784,6 +786,7 @@ def _keep_parts(new: TrainingOnly, old: TrainingOnly | None, num_queries: int) -
         rows[:groups, :queries] = old_rows[:groups, :queries]
 
 
-def _dtype(module: nn.Module) -> torch.dtype:
-    """Of its first floating-point parameter; float32 for a module without, as a quantized layer is."""
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+def _dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
+    """Of its first floating-point tensor. Quantized layers have none, and replicas of data parallelism no parameters."""
+    tensors = (*module.parameters(), *module.buffers())
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), otherwise)

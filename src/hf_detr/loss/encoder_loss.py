@@ -75,7 +75,7 @@ def encoder_loss(
         0, owner.flatten(), torch.ones(owner.numel(), device=device, dtype=dtype)
     )
     of_object = torch.where(has_object, 1 / cells_of[owner].clamp(min=1), 0.0)  # (B, HW), sums to 1 for each object
-    of_background = is_empty / is_empty.sum(1, keepdim=True).clamp(min=1)  # (B, HW), sums to 1 for each image
+    of_background = is_empty.to(dtype) / is_empty.sum(1, keepdim=True).clamp(min=1)  # (B, HW), to 1 for each image
 
     labels = torch.cat((targets.class_labels, targets.class_labels.new_full((1,), cells.logits.shape[-1] - 1)))
     boxes = torch.cat((targets.boxes_cxcywh, targets.boxes_cxcywh.new_full((1, 4), 0.5))).to(dtype)[owner]

@@ -57,6 +57,7 @@ class TrainingQueries(nn.Module):
         self,
         num_queries: int,
         batch_size: int,
+        device: torch.device,
         noised_labels: Tensor | None = None,
         noised_boxes_cxcywh: Tensor | None = None,
         copy: Tensor | None = None,
@@ -64,7 +65,6 @@ class TrainingQueries(nn.Module):
     ) -> ExtraQueries:
         """`noised_labels` (B, E), `noised_boxes_cxcywh` (B, E, 4), `copy` (E,) and `is_real` (B, E) as in
         `loss.denoising.NoisedTargets`, where there are denoising queries."""
-        device = next(self.parameters()).device
         contents, positions = [], []
         block = [torch.arange(self.num_groups, device=device).repeat_interleave(num_queries).expand(batch_size, -1)]
         if self.group_positions is not None:

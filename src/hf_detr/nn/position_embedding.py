@@ -59,8 +59,9 @@ class LearnedPositionEmbedding(nn.Module):
                 f"The feature map has {height} x {width} cells, learned positions reach {self.MAX_CELLS} x "
                 f"{self.MAX_CELLS}; resize the images to be smaller, or train with position_embedding_type='sine'."
             )
-        rows = self.row_embeddings.weight[:height, None].expand(height, width, -1)
-        columns = self.column_embeddings.weight[None, :width].expand(height, width, -1)
+        # called rather than read: adapters and offloading act on a module's call
+        rows = self.row_embeddings(torch.arange(height, device=device))[:, None].expand(height, width, -1)
+        columns = self.column_embeddings(torch.arange(width, device=device))[None].expand(height, width, -1)
         return torch.cat((columns, rows), dim=-1).flatten(0, 1)[None]  # columns first, as published
 
 
