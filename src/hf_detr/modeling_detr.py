@@ -787,6 +787,6 @@ def _keep_parts(new: TrainingOnly, old: TrainingOnly | None, num_queries: int) -
 
 
 def _dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
-    """Of its first floating-point tensor. Quantized layers have none, and replicas of data parallelism no parameters."""
+    """Of its first floating-point tensor: quantized layers have none, and replicas of `DataParallel` no parameters."""
     tensors = (*module.parameters(), *module.buffers())
-    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), otherwise)
+    return next((t.dtype for t in tensors if t.is_floating_point()), otherwise)

@@ -255,3 +255,40 @@ def test_padding_says_nothing_in_the_loss_of_the_encoder():
     alone, other = loss(slice(0, 1), 4, 5, None), loss(slice(1, 2), 6, 8, None)
     for name, value in loss(slice(0, 2), 6, 8, mask).items():
         torch.testing.assert_close(value, alone[name] + other[name])
+
+
+@pytest.mark.parametrize("change", ["fewer copies", "more copies", "other groups", "queries"])
+def test_trained_parts_outlast_a_change_of_the_others(change):
+    model = small_model(**ALL)
+    with torch.no_grad():
+        for parameter in model.training_only.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    before = {name: value.clone() for name, value in model.training_only.state_dict().items()}
+    groups = before["queries.group_positions.weight"].unflatten(0, (2, -1))
+    if change == "fewer copies":
+        model.set_training_only(denoising_queries=2)
+    elif change == "more copies":
+        model.set_training_only(denoising_queries=7)
+    elif change == "other groups":
+        model.set_training_only(query_groups=2)
+    else:
+        model.resize_queries(4)
+    after = model.training_only.state_dict()
+    kept = [name for name in before if "group_positions" not in name]
+    assert len(kept) > 10
+    for name in kept:
+        assert torch.equal(after[name], before[name]), name
+    queries = model.config.num_queries
+    for ours, theirs in zip(after["queries.group_positions.weight"].view(-1, queries, 32), groups, strict=False):
+        assert torch.equal(ours, theirs[:queries])
+    assert model.train()(PIXELS, MASK, labels=targets(*COUNTS)).loss.isfinite()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("parts", [{}, ALL], ids=["plain", "training-only parts"])
+@pytest.mark.parametrize("given", [0, 1, 2, 4])
+def test_labels_are_counted_against_inputs_embeds(given, parts, training):
+    model, maps = small_model(**parts).train(training), torch.randn(3, 9, 32)
+    with pytest.raises(ValueError, match=f"{given} label dicts for 3 images"):
+        model(inputs_embeds=maps, labels=targets(*[2] * given))
+    assert model(inputs_embeds=maps, labels=targets(2, 2, 2)).loss.isfinite()

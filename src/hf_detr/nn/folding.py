@@ -41,7 +41,15 @@ def fold_norms(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def unfold_norms(network: nn.Module, replaced: dict[str, nn.Module]) -> None:
-    """Puts back what `fold_norms` replaced, on the device and in the dtype that the network has by now."""
+    """Puts back what `fold_norms` replaced, on the device and in the dtype that the network has by now. RuntimeError
+    where a folded convolution was itself replaced since, as an adapter does, which would be lost."""
+    for name, module in replaced.items():
+        now = network.get_submodule(name)
+        if type(module) in _FOLDABLE and type(now) is not type(module):
+            raise RuntimeError(
+                f"{name} was folded and is now a {type(now).__name__}, which unfolding would remove; add adapters and "
+                "wrappers before fold_norms(), or take them out again."
+            )
     for name, module in replaced.items():
         reference = next(network.get_submodule(name).parameters(), None)
         if reference is not None:  # a convolution; the norm behind it follows in the dictionary
