@@ -404,10 +404,8 @@ class DetrModel(DetrPreTrainedModel):
                 f"pixel_mask must have the shape {(pixel_values.shape[0], *pixel_values.shape[2:])} of the images, not "
                 f"{tuple(pixel_mask.shape)}."
             )
-        chunk_size = self.config.chunk_size_backbone
-        features = self.backbone.conv_encoder(pixel_values.to(_dtype(self.backbone, pixel_values.dtype)), chunk_size)[
-            -1
-        ]
+        pixel_values = pixel_values.to(_dtype(self.backbone, pixel_values.dtype))
+        features = self.backbone.conv_encoder(pixel_values, self.config.chunk_size_backbone)[-1]
         feature_map = self.input_projection(features)  # (B, D, H, W)
         height, width = feature_map.shape[-2:]
         return feature_map.flatten(2).transpose(1, 2), height, width
@@ -788,5 +786,4 @@ def _keep_parts(new: TrainingOnly, old: TrainingOnly | None, num_queries: int) -
 
 def _dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
     """Of its first floating-point tensor: quantized layers have none, and replicas of `DataParallel` no parameters."""
-    tensors = (*module.parameters(), *module.buffers())
-    return next((t.dtype for t in tensors if t.is_floating_point()), otherwise)
+    return next((t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), otherwise)
