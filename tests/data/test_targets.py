@@ -1,5 +1,7 @@
 """One reader of ground truth: every form gives the same objects, and what cannot be right is named."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -202,6 +204,24 @@ def test_what_the_policy_changes_is_counted_and_named(place, on_bad_box):
     word = {"drop": r"1 dropped \(partly outside the image: 1\)", "clip": "1 clipped to the image"}[on_bad_box]
     with pytest.warns(UserWarning, match=rf"of 2 boxes {word}.*image_id 9.*object 0.*partly outside|Of 2 boxes {word}"):
         place([50, 6, 16, 30], on_bad_box)
+
+
+@pytest.mark.filterwarnings("ignore:.*dropped:UserWarning", "ignore:.*clipped:UserWarning")
+def test_a_bad_box_of_a_coco_file_without_areas_is_the_policys_to_judge(tmp_path):
+    """The area that is made of a bad box is no fault of its own, and follows the box that is clipped."""
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    for box, problem, inside in CASES:
+        annotations = [{"id": i, "image_id": 9, "category_id": 1, "bbox": b} for i, b in enumerate((box, GOOD), 1)]
+        content = {"images": [{"id": 9, "file_name": "a.png", "width": 64, "height": 48}], "annotations": annotations}
+        (tmp_path / "train.json").write_text(json.dumps({**content, "categories": [{"id": 1, "name": "a"}]}))
+        options = {"format": "coco", "image_dir": tmp_path, "on_bad_box": "clip"}
+        objects = load_detection_dataset(tmp_path / "train.json", **options)["train"][0]["objects"]
+        expected = [GOOD] if problem and inside is None else [inside or box, GOOD]
+        np.testing.assert_allclose(objects["bbox"], expected, atol=1e-4)
+        np.testing.assert_allclose(objects["area"], [w * h for _, _, w, h in expected], rtol=1e-4)
+        if problem:
+            with pytest.raises(ValueError, match=rf": box .*: {problem}; correct it"):
+                load_detection_dataset(tmp_path / "train.json", **(options | {"on_bad_box": "error"}))
 
 
 def test_the_area_of_a_mask_stays_and_that_of_a_box_follows_it():

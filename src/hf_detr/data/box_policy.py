@@ -61,6 +61,12 @@ def clip_box(box_xywh_px: Box, width: int, height: int) -> Box | None:
     return (left, top, right - left, bottom - top) if right > left and bottom > top else None
 
 
+def is_area_of(area: float, box_xywh_px: Box) -> bool:
+    """Whether an area is the box's own (a bad box's too: negative, NaN or infinite) rather than that of a mask."""
+    own = box_xywh_px[2] * box_xywh_px[3]
+    return math.isclose(area, own, rel_tol=1e-6) or (math.isnan(area) and math.isnan(own))  # columns are float32
+
+
 def look_like_fractions(boxes_xywh_px: list[Box], image_side_px: int) -> bool:
     """Whether all boxes of a split are numbers up to 1 although its largest image side is not a few pixels."""
     return bool(boxes_xywh_px) and image_side_px > 8 and all(max(box) <= 1.0 for box in boxes_xywh_px)

@@ -17,7 +17,7 @@ from datasets import (
     load_from_disk,
 )
 
-from .box_policy import BOX_FORMATS, ON_BAD_BOX, BoxPolicy, look_like_fractions
+from .box_policy import BOX_FORMATS, ON_BAD_BOX, BoxPolicy, is_area_of, look_like_fractions
 from .formats import FORMATS as FILE_FORMATS
 from .formats.base import (
     BAD_IMAGE,
@@ -295,12 +295,11 @@ def _row(image: ImageRecord, policy: BoxPolicy, split: str, loaded: Loaded | Non
         box = policy(one.bbox_xywh_px, image.width, image.height, one.where)
         if box is None:
             continue
-        whole = one.bbox_xywh_px[2] * one.bbox_xywh_px[3]
         objects["id"].append(one.id)
         objects["bbox"].append(list(box))
         objects["category"].append(one.category)
         # the area of a mask is the source's; that of a box follows the box that was cut
-        objects["area"].append(box[2] * box[3] if one.area == whole else one.area)
+        objects["area"].append(box[2] * box[3] if is_area_of(one.area, one.bbox_xywh_px) else one.area)
         objects["iscrowd"].append(one.iscrowd)
         if loaded is not None:
             loaded.places[split, image.image_id, one.id] = one.where

@@ -20,7 +20,7 @@ from .base import (
     split_name,
     with_train,
 )
-from .files import MAX_AREA_PX, is_true, pixels, read_json, whole_number
+from .files import is_bad_area, is_true, pixels, read_json, whole_number
 from .images import ImageFinder, visible_folders
 
 _ANNOTATION_FOLDERS = ("annotations", "Annotations", "labels")
@@ -170,7 +170,7 @@ def _annotations(
             continue
         box = to_xywh_px(box, bbox_format, image.width, image.height)
         area = _numbers([box[2] * box[3] if entry.get("area") is None else entry["area"]], 1)
-        if area is None or not 0 <= area[0] < MAX_AREA_PX:
+        if area is None or is_bad_area(area[0], box):
             message = f"expected area in square pixels, got {_short(entry.get('area'))}; correct it, or leave it out."
             findings.error("bad area", where, message, split)
             continue

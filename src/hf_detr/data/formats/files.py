@@ -8,11 +8,18 @@ from typing import Any
 
 import yaml
 
+from ..box_policy import Box, is_area_of
 from .base import Findings
 
 _INT64, _INT32 = 2**63, 2**31
-MAX_AREA_PX = 1e38  # as the schema's float32 holds it
+_MAX_AREA_PX = 1e38  # as the schema's float32 holds it
 _BYTE_ORDER_MARKS = {BOM_UTF32_LE: "utf-32", BOM_UTF32_BE: "utf-32", BOM_UTF16_LE: "utf-16", BOM_UTF16_BE: "utf-16"}
+
+
+def is_bad_area(area: float, box_xywh_px: Box) -> bool:
+    """Whether an area cannot be right; that of a bad box is no fault of its own, for `BoxPolicy` judges the box."""
+    own = is_area_of(area, box_xywh_px) and not _MAX_AREA_PX <= abs(area) < math.inf
+    return not (0 <= area < _MAX_AREA_PX or own)
 
 
 def read_text(path: Path) -> str:

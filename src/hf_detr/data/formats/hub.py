@@ -9,11 +9,11 @@ from warnings import warn
 
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, IterableDataset, concatenate_datasets
 
-from ..box_policy import BoxPolicy, to_xywh_px
+from ..box_policy import BoxPolicy, is_area_of, to_xywh_px
 from ..schema import detection_features, is_detection_dataset
 from ..verification import is_good
 from .base import UNREADABLE, USUAL_SPLITS, Findings, check_class_names, split_name, upright_size
-from .files import MAX_AREA_PX
+from .files import is_bad_area
 
 # the names under which data sets on the Hub keep the same thing
 _OBJECTS = ("objects", "annotations", "object")
@@ -215,9 +215,11 @@ class _RowReader:
                 continue
             box = to_xywh_px(box, self.bbox_format, width, height)
             area = source[columns.area][position] if columns.area else None
-            if area is not None and not 0 <= area < MAX_AREA_PX:
+            if area is not None and is_bad_area(area, box):
                 self._error("bad area", place, f"area {area} is no number of square pixels; correct it or remove it.")
                 continue
+            if area is not None and is_area_of(area, box):
+                area = None  # it follows the box that is clipped
             if width and height:  # else reported, or dropped
                 box = self.policy(box, width, height, place)
             if box is None:
