@@ -214,14 +214,17 @@ class _RowReader:
                 self._error("corrupt annotation", place, message)
                 continue
             box = to_xywh_px(box, self.bbox_format, width, height)
-            area = source[columns.area][position] if columns.area else None
-            if area is not None and not 0 <= area < MAX_AREA_PX:
-                self._error("bad area", place, f"area {area} is no number of square pixels; correct it or remove it.")
-                continue
+            given_box = box
             if width and height:  # else reported, or dropped
                 box = self.policy(box, width, height, place)
             if box is None:
                 continue
+            area = source[columns.area][position] if columns.area else None
+            if area is not None and not 0 <= area < MAX_AREA_PX:
+                if box == given_box:
+                    self._error("bad area", place, f"area {area} is no number of square pixels; correct or remove it.")
+                    continue
+                area = None  # of a bad box that was clipped: it follows the box
             objects["id"].append(number if isinstance(number, int) else self.next_id - 1)
             objects["bbox"].append(list(box))
             objects["category"].append(category)
