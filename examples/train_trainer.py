@@ -26,7 +26,6 @@ parser.add_argument("--epochs", type=float, default=50)
 parser.add_argument("--images", type=int, default=64, help="generated ones to train on, with 'digits'")
 parser.add_argument("--output", required=True)
 options = parser.parse_args()
-
 if options.data == "digits":
     data = {"train": digit_scenes(options.images), "test": digit_scenes(options.images // 4, split="test")}
 else:

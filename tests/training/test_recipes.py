@@ -102,7 +102,7 @@ def test_resuming_with_other_help_says_so(make_trainer):
     trainer.train()
     checkpoint = f"{trainer.args.output_dir}/checkpoint-1"
     assert "queries.label_contents.weight" in load_file(f"{checkpoint}/training_only.safetensors")
-    with pytest.raises(ValueError, match="was saved with training-only help; resume with it"):
+    with pytest.raises(ValueError, match="was saved with training-only parameters; resume with it"):
         make_trainer(model(), rows=scenes(2), **RUN).train(resume_from_checkpoint=checkpoint)
 
 
