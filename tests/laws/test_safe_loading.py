@@ -18,7 +18,8 @@ from hf_detr import DetrConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 # What loads, the malicious part of it left alone. All else is refused.
-HARMLESS = (    "code of nothing", "code of a known backbone", "weights of a known backbone", "code of the detector", "a kernel",
+HARMLESS = (
+    "code of nothing", "code of a known backbone", "weights of a known backbone", "code of the detector", "a kernel",
     "another configuration", "timm, pretrained", "names of methods", "preprocessor_config.json",
     "resume: training_args.bin", "YAML with a download", "COCO with an address",
     "YAML with an object",
