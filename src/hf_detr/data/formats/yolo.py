@@ -268,7 +268,8 @@ def _place(written: str, bases: Sequence[Path]) -> Path | None:
 def _images(entry: Any, base: Path, path: Path, split: str, findings: Findings) -> list[Path]:
     found: dict[Path, None] = {}
     for one in entry if isinstance(entry, list) else [entry]:
-        place = _place(one, (base, path.parent)) if isinstance(one, str) and one.strip("./ ") else None
+        is_path = isinstance(one, str) and one.strip("./ ") and "://" not in one  # nothing is fetched
+        place = _place(one, (base, path.parent)) if is_path else None
         if place is not None and place.is_dir():
             found |= dict.fromkeys(image_files(place))
         elif place is not None and place.suffix == ".txt":
