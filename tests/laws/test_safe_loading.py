@@ -22,7 +22,7 @@ HARMLESS = (
     "code of nothing", "code of a known backbone", "weights of a known backbone", "code of the detector", "a kernel",
     "another configuration", "timm, pretrained", "names of methods", "preprocessor_config.json",
     "resume: training_args.bin", "YAML with a download", "COCO with an address",
-    "YAML with an object",
+    "YAML with an object", "COCO with an address as file",  # found by its base name, as annotation tools write it
 )  # fmt: skip
 # Another backbone than the weights have.
 WEIGHTS_DO_NOT_FIT = [f"model: {name}" for name in HARMLESS[:3]]
