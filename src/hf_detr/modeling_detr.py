@@ -244,30 +244,17 @@ class DetrModel(DetrPreTrainedModel):
             "dropout": config.dropout,
             "activation_dropout": config.activation_dropout,
         }
-        self.encoder = Encoder(
-            [
-                EncoderLayer(
-                    num_heads=config.encoder_attention_heads,
-                    ffn_dim=config.encoder_ffn_dim,
-                    activation=ACT2FN[config.activation_function],
-                    **common,
-                )
-                for _ in range(config.encoder_layers)
-            ],
-            layerdrop=config.encoder_layerdrop,
-        )
+
+        def layers(layer: type[nn.Module], count: int, num_heads: int, ffn_dim: int) -> list[nn.Module]:
+            # an activation of its own for each layer, so that a hook on it hears one layer
+            activations = (ACT2FN[config.activation_function] for _ in range(count))
+            return [layer(num_heads=num_heads, ffn_dim=ffn_dim, activation=one, **common) for one in activations]
+
+        of_encoder = (config.encoder_layers, config.encoder_attention_heads, config.encoder_ffn_dim)
+        of_decoder = (config.decoder_layers, config.decoder_attention_heads, config.decoder_ffn_dim)
+        self.encoder = Encoder(layers(EncoderLayer, *of_encoder), layerdrop=config.encoder_layerdrop)
         self.decoder = Decoder(
-            [
-                DecoderLayer(
-                    num_heads=config.decoder_attention_heads,
-                    ffn_dim=config.decoder_ffn_dim,
-                    activation=ACT2FN[config.activation_function],
-                    **common,
-                )
-                for _ in range(config.decoder_layers)
-            ],
-            d_model=config.d_model,
-            layerdrop=config.decoder_layerdrop,
+            layers(DecoderLayer, *of_decoder), d_model=config.d_model, layerdrop=config.decoder_layerdrop
         )
         self.post_init()
 

@@ -20,7 +20,8 @@ _OPENS_SOMETHING = frozenset(
      "_name_or_path", "attn_implementation", "_attn_implementation", "experts_implementation",
      "_experts_implementation", "use_kernels", "kernel_config")
 )  # fmt: skip
-# What timm's factory takes besides the architecture: weights and configurations to open, or settings of the process.
+# Arguments of timm's factory that do not describe the architecture: weights and configurations to open, or settings of
+# the process.
 _NOT_ARCHITECTURE = frozenset(
     ("model_name", "model_cls", "variant", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
      "pretrained_strict", "pretrained_filter_fn", "pretrained_model_args", "pretrained_custom_load", "checkpoint_path",

@@ -1,4 +1,4 @@
-"""Which boxes nobody can train on, and what is done with them; whatever is done is counted and said.
+"""Which boxes are invalid, and what is done with them; whatever is done is counted and reported.
 
 The rule is one for loading a data set, for the image processor and for the trainer: a box that is not finite, has no
 width or height, lies outside its image, or reaches beyond it by more than `EDGE_TOLERANCE_PX` is bad, and `on_bad_box`

@@ -275,7 +275,7 @@ def _as_datasets(raw: RawDataset, root: Path, findings: Findings, streaming: boo
 
 
 def _without_bad_images(dataset: Any, split: str, findings: Findings) -> Any:
-    """Under on_bad_image="drop" the rows with a good image, with a warning; whoever collects sees all."""
+    """Under on_bad_image="drop" the rows with a good image, with a warning; a check sees all rows."""
     if findings.collect or not findings.dropped:
         return dataset
     dataset = without_bad_images(dataset, split, findings)
@@ -387,7 +387,7 @@ def _open(source: str, format: str, streaming: bool, hub_options: dict) -> Any:
         reason = f"{type(error).__name__}: {_first_line(error.__cause__ or error)}"
         if path.exists():
             raise ValueError(
-                f"{source}: datasets cannot read it ({reason}); mend the file, or write it anew."
+                f"{source}: datasets cannot read it ({reason}); correct the file, or write it anew."
             ) from error
         raise FileNotFoundError(
             f"{source}: no such file or folder here, and as a data set of the Hub it could not be loaded ({reason}); "

@@ -78,7 +78,7 @@ class DetectionTransform:
             return self.processor(images=row["image"], **options)
         row["objects"] = columns_of(row["objects"], _place(row))
         for place, augment in enumerate(self.augment, start=1):
-            # nobody looks at the image between the last augmentation and the processor, which takes tensors
+            # nothing reads the image between the last augmentation and the processor, which takes tensors
             last = place == len(self.augment) and isinstance(augment, PaperAugmentation)
             row = augment(row, as_tensor=True) if last else augment(row)
             _check_augmented(row, augment)

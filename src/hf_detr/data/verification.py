@@ -24,8 +24,8 @@ _READER = f"1, Pillow {PIL.__version__}"  # what was verified otherwise is verif
 
 
 class Seen(NamedTuple):
-    """What opening an image told: the digest of its bytes, its upright (width, height), or kind and message of what is
-    wrong with it."""
+    """The result of opening an image: the digest of its bytes, its upright (width, height), or kind and message of its
+    problem."""
 
     digest: bytes = b""
     size_wh: tuple[int, int] | None = None
@@ -39,7 +39,8 @@ def cache_folder() -> Path:
 
 
 def look_at_images(dataset: Any, decode: bool = True) -> Iterator[tuple[dict, Seen]]:
-    """Rows of the schema, images undecoded, with what their image told; read by a few threads, a few dozen at a time.
+    """Rows of the schema, images undecoded, with the result of opening each; read by a few threads, a few dozen at a
+    time.
 
     An image file that was found good before, and has the size and time of change that it had then, is not read again.
     `decode=False` reads headers alone: quicker, finds less, remembers nothing.

@@ -48,7 +48,7 @@ def prepare_labels(
         class_labels (T,) int64; boxes (T, 4) float32; area (T,) float32 in squared pixels of the resized image, from
         the box where none is given; iscrowd (T,) int64, all 0; image_id (1,) int64; orig_size and size (2,) int64,
         (height, width) before and after resizing (the padding is not in it: stock writes the padded size, from which
-        nobody can undo the scale); masks (T, canvas height, canvas width) bool, zero on the padding.
+        the scale cannot be undone); masks (T, canvas height, canvas width) bool, zero on the padding.
 
     Raises:
         ValueError: for bad values, naming image_id, index, value and remedy.

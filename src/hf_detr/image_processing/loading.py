@@ -146,7 +146,7 @@ def to_eight_bits(image: Image.Image, place: str) -> Image.Image:
     """A grey PIL image of 16 or 32 bits a pixel as one of 8 bits (mode "L"); other images as they are.
 
     16-bit integers (PIL would clip them, which turns most images white) are scaled from [0, 65535]. 32-bit integers
-    hold 8 bits where none exceeds 255, else 16; floats besides [0, 1] where none exceeds 1. Whatever reads an image
+    hold 8 bits where none exceeds 255, else 16; floats also [0, 1], where none exceeds 1. Whatever reads an image
     (processor, augmentation, drawing, checks) scales by this function. Raises ValueError for other values.
     """
     if not (image.mode.startswith("I;16") or image.mode in ("I", "F")):

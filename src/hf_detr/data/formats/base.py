@@ -158,7 +158,7 @@ def upright_size(file: Path | BinaryIO, decode: bool = False) -> tuple[int, int]
         if decode:
             image.load()
         if not decode and image.format == "PNG" and "exif" not in image.info:
-            return width, height  # PIL would decode the whole image to look for EXIF behind it, where nobody puts it
+            return width, height  # PIL would decode the whole image to look for EXIF behind its pixels
         return (height, width) if image.getexif().get(_ORIENTATION) in _SIDEWAYS else (width, height)
 
 
@@ -180,7 +180,7 @@ def report_missing_images(
 ) -> list[ImageRecord]:
     """The images whose files are there; an error names the first that is absent, and how many there are."""
     if findings.collect:
-        return list(images)  # whoever collects opens every image anyway, and reports each
+        return list(images)  # a check opens every image anyway, and reports each
     missing = [image for image in images if not image.path.is_file()]
     for image in missing:
         findings.error(
@@ -201,4 +201,4 @@ def check_class_names(names: Sequence[str], where: str | Path, findings: Finding
     if any(not name for name in names):
         raise ValueError(f"{where}: a class has an empty name, of {list(names)!r:.200}; name every class.")
     if not names:
-        findings.error("no class", where, "no class could be read; annotate some objects, or mend what is wrong.")
+        findings.error("no class", where, "no class could be read; annotate some objects, or correct the annotations.")

@@ -152,7 +152,7 @@ class _Parsed:
             return
         except (ElementTree.ParseError, ValueError, LookupError) as error:  # the others: of the encoding it declares
             where = f"{path}:{error.position[0]}" if isinstance(error, ElementTree.ParseError) else path
-            findings.error("corrupt annotation", where, f"not well-formed XML ({error}); mend or remove it.")
+            findings.error("corrupt annotation", where, f"not well-formed XML ({error}); correct or remove it.")
             return
         for element in root.iter():
             element.tag = element.tag.rpartition("}")[2]  # {namespace}object

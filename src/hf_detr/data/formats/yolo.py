@@ -301,7 +301,7 @@ def _label_path(image: Path) -> Path:
 
 
 def _report_orphans(images_of: dict[str, list[Path]], split: str, findings: Findings) -> None:
-    """Label files whose image is gone are objects nobody would see; they are counted."""
+    """Label files whose image is missing are objects that would be lost; they are counted."""
     # a flat labels/ folder may serve several splits that are lists: then others' label files are no orphans
     expected = {_label_path(image) for images in images_of.values() for image in images}
     for folder in sorted({_label_path(image).parent for image in images_of[split]}):
