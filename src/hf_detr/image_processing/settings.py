@@ -87,7 +87,9 @@ def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
     if settings["label_ids_to_fuse"] is not None:
         labels = [_whole(label) for label in settings["label_ids_to_fuse"]]
         if any(label is None or label < 0 for label in labels):
-            raise ValueError(f"label_ids_to_fuse={settings['label_ids_to_fuse']!r}: expected class ids, integers from 0.")
+            raise ValueError(
+                f"label_ids_to_fuse={settings['label_ids_to_fuse']!r}: expected class ids, integers from 0."
+            )
         checked["label_ids_to_fuse"] = sorted(set(labels))
     for name in _SWITCHES:
         if settings[name] not in (True, False):
