@@ -174,7 +174,7 @@ def test_classes_to_fuse_are_the_processors_unless_given(processor, tmp_path):
 def test_what_cannot_be_right_is_named(processor, options, message):
     with pytest.raises(ValueError, match=message):
         processor.post_process_panoptic_segmentation(noise(0), **options)
+    outputs = noise(0)
+    outputs.pred_masks = outputs.pred_masks[:, :5]
     with pytest.raises(ValueError, match="do not match"):
-        outputs = noise(0)
-        outputs.pred_masks = outputs.pred_masks[:, :5]
         processor.post_process_panoptic_segmentation(outputs)

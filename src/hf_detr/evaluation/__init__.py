@@ -2,6 +2,7 @@
 
 from .coco import CocoEvaluator as CocoEvaluator
 from .evaluator import Evaluator as Evaluator
+from .evaluator import EvaluatorGroup as EvaluatorGroup
 from .evaluator import evaluate_detections as evaluate_detections
 from .evaluator import evaluate_model as evaluate_model
 from .panoptic import PanopticEvaluator as PanopticEvaluator

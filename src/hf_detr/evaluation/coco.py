@@ -243,10 +243,7 @@ class CocoEvaluator(ImageEvaluator):
             categories = [{"id": k, "name": str(k)} for k in group.tolist()]
             stream = StreamingEval(categories, iou_type=self.iou_type, params=params)
             for start in range(0, len(images), _IMAGES_AT_ONCE):
-                some, annotations, detections, masks = _as_coco(
-                    images[start : start + _IMAGES_AT_ONCE], start, class_ids, group
-                )
-                stream.update(some, annotations, detections, segmentation=masks)
+                stream.update(*_as_coco(images[start : start + _IMAGES_AT_ONCE], start, class_ids, group))
             evaluation = stream.finalize()
             evaluation.accumulate()
             counted = evaluation.eval
@@ -257,8 +254,8 @@ class CocoEvaluator(ImageEvaluator):
 
 def _as_coco(
     images: Sequence[Image], start: int, class_ids: NDArray, group: NDArray
-) -> tuple[list[dict], list[dict], NDArray, list[dict] | None]:
-    """Of the classes in `group`: images, annotations, detections (N, 7) image, xywh px, score, class, and their masks.
+) -> tuple[list[dict], list[dict], NDArray | list[dict]]:
+    """Of the classes in `group`: images, annotations, and detections, (N, 7) image, xywh px, score, class, or dicts.
 
     Images and classes go by their position: ids of any size survive in float64, and 0 is an id like any other.
     """
@@ -267,8 +264,12 @@ def _as_coco(
     k = np.searchsorted(class_ids, labels)
     number = np.repeat(numbers, [len(image.detections.labels) for image in images])
     in_group = (group[0] <= k) & (k <= group[-1])
-    detections = np.column_stack((number, _xywh(boxes_xyxy), scores, k))[in_group]
+    detections: Any = np.column_stack((number, _xywh(boxes_xyxy), scores, k))[in_group]
     masks = _chosen([image.masks for image in images], in_group)
+    if masks is not None:  # without boxes: their areas would decide what is small
+        columns = (*(column[in_group].tolist() for column in (number, k, scores)), masks)
+        names = ("image_id", "category_id", "score", "segmentation")
+        detections = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     names = ("boxes_xywh_px", "labels", "areas_px", "crowds")
     columns = (np.concatenate([getattr(image.targets, name) for image in images]) for name in names)
@@ -279,10 +280,10 @@ def _as_coco(
     rows = zip(*(column[in_group].tolist() for column in (number, k, boxes_xywh, areas, crowds)), strict=True)
     names = ("image_id", "category_id", "bbox", "area", "iscrowd", "id")
     annotations = [dict(zip(names, (*row, i), strict=True)) for i, row in enumerate(rows, start=1)]
-    target_masks = _chosen([image.target_masks for image in images], in_group)
-    for annotation, mask in zip(annotations, target_masks or (), strict=target_masks is not None):
+    masks = _chosen([image.target_masks for image in images], in_group)
+    for annotation, mask in zip(annotations, masks or (), strict=masks is not None):
         annotation["segmentation"] = mask
-    return [{"id": number} for number in numbers], annotations, detections, masks
+    return [{"id": number} for number in numbers], annotations, detections
 
 
 def _chosen(masks: Sequence[Masks | None], kept: NDArray) -> list[dict[str, Any]] | None:
