@@ -123,7 +123,22 @@ def test_a_video_of_any_size_is_written_at_that_size(tmp_path, size):
     assert np.abs(frames[0].image.float().mean((1, 2)).numpy() - (200, 40, 40)).max() < 12
 
 
-def test_a_video_that_stands_on_its_side_is_turned_upright(tmp_path, clip): ...
+def test_a_video_that_was_held_upright_is_turned(tmp_path):
+    image = Image.new("RGB", SIZE_WH, (0, 0, 255))
+    image.paste((255, 0, 0), (0, 0, SIZE_WH[0] // 2, SIZE_WH[1]))  # red on the left
+    writer = VideoWriter(tmp_path / "flat.mp4", Fraction(25))
+    writer.write(image, 0.0)
+    writer.close()
+    # the matrix in the track's header: none, and a quarter clockwise, as telephones write it
+    one, minus_one, none = b"\0\1\0\0", b"\xff\xff\0\0", bytes(4)
+    content = (tmp_path / "flat.mp4").read_bytes()
+    header = content.index(b"tkhd")
+    turned = content[header:].replace(one + 3 * none + one, none + one + none + minus_one + none, 1)
+    (tmp_path / "turned.mp4").write_bytes(content[:header] + turned)
+    [frame] = FrameReader(tmp_path / "turned.mp4")
+    assert frame.image.shape == (3, *SIZE_WH)
+    assert frame.image[0, :28].min() > 200  # red is above
+    assert frame.image[2, 36:].min() > 200
 
 
 def test_memory_does_not_grow_with_the_length_of_a_video(model_dir):

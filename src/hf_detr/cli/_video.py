@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -77,35 +78,52 @@ class FrameReader:
 class VideoWriter:
     """An MP4 file of images, each shown from its own time on; all have the size of the first.
 
-    Raises OSError where it cannot be written.
+    Raises OSError where it cannot be written, once: `is_broken` then says that nothing more will be.
     """
 
     def __init__(self, path: Path, rate: Fraction):
-        self.path, self.rate = path, rate
+        self.path, self.rate, self.is_broken = path, rate, False
         self._container = self._stream = None
         self._first_s, self._last = 0.0, -1
 
     def write(self, image: Image.Image, time_s: float) -> None:
-        if self._stream is None:
-            self._open(image.width, image.height, time_s)
-        size = self._stream.width, self._stream.height
-        frame = av.VideoFrame.from_image(image if image.size == size else image.resize(size))
-        self._last = max(round((time_s - self._first_s) / _TIME_BASE), self._last + 1)  # time must go on
-        frame.pts, frame.time_base = self._last, _TIME_BASE
-        self._container.mux(self._stream.encode(frame))
+        with self._breaking():
+            if self._stream is None:
+                self._open(image.width, image.height)
+                self._first_s = time_s
+            size = self._stream.width, self._stream.height
+            frame = av.VideoFrame.from_image(image if image.size == size else image.resize(size))
+            self._last = max(round((time_s - self._first_s) / _TIME_BASE), self._last + 1)  # time must go on
+            frame.pts, frame.time_base = self._last, _TIME_BASE
+            self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        if self._stream is not None:
-            with self._container:
-                self._container.mux(self._stream.encode())
+        """Ends the file; where nothing was written there is none."""
+        if self._stream is None:
+            return
+        if self.is_broken:
+            with suppress(av.FFmpegError, OSError):
+                self._container.close()
+            return
+        with self._breaking(), self._container:
+            self._container.mux(self._stream.encode())
 
-    def _open(self, width: int, height: int, time_s: float) -> None:
+    @contextmanager
+    def _breaking(self) -> Iterator[None]:
+        try:
+            yield
+        except (av.FFmpegError, OSError) as error:
+            self.is_broken = True
+            raise OSError(f"{self.path}: {error}") from error
+
+    def _open(self, width: int, height: int) -> None:
         # in pieces, so that what was written plays even if the process dies
         self._container = av.open(self.path, "w", format="mp4", options={"movflags": "frag_keyframe+empty_moov"})
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        self._stream = self._container.add_stream(codec, rate=self.rate, width=width, height=height)
+        # no frame that waits for a later one, which would shift all times; a piece is 50 frames
+        options = {"bf": "0", "g": "50"}
+        self._stream = self._container.add_stream(codec, rate=self.rate, options=options, width=width, height=height)
         # colours at half the resolution, which every player shows, need even sides
         even = width % 2 == height % 2 == 0
         self._stream.pix_fmt = "yuv420p" if even or codec == "mpeg4" else "yuv444p"
         self._stream.codec_context.time_base = _TIME_BASE
-        self._first_s = time_s

@@ -16,6 +16,7 @@ Corners = tuple[int, int, int, int]  # xyxy px
 
 _SAME_IOU = 0.5  # boxes of two tiles that are one object
 _INSIDE = 0.6  # share of a cut box that lies in a box of the object it is a part of
+_CLEARLY_SMALLER = 0.7  # of a tile's side: larger objects have too little around them in a tile
 _ALIKE = 0.5  # overlap along the edge of two parts of one object, as a share of the shorter
 
 
@@ -40,34 +41,49 @@ def tile_corners(size_hw: tuple[int, int], tile_px: int, overlap: float) -> list
 def merge_tiles(results: Sequence[Mapping[str, Tensor]], tiles: Sequence[Corners]) -> dict[str, Tensor]:
     """The result dicts of an image's tiles, in pixels of each, as one {scores, labels, boxes xyxy px of the image}.
 
-    `tiles`: as `tile_corners` gives them, the whole image first. Detections of one tile never remove each other. Of two
-    tiles' boxes of one class that are the same object (IoU 0.5), the one not cut by its tile's edge stays, else the
-    more certain. Parts of objects, which are boxes at a tile's edge, go where another box holds them; those that are
-    left on both sides of an edge are joined to one box with the higher score.
+    `tiles`: as `tile_corners` gives them, the whole image first. An object is judged by the view that shows most of it:
+    a box at an edge of its tile is dropped where another tile shows it with room around, and so is a box of the whole
+    image that is clearly smaller than a tile. Of two views' boxes of one class that are one object (IoU 0.5), the one
+    not cut stays, else the more certain; parts that lie in an object seen whole, whatever they were taken for, go; the
+    parts of an object that no view shows whole become one box with the highest score. Boxes of one view never remove
+    each other.
     """
     if len(tiles) == 1:
         return dict(results[0])
     corners = torch.tensor(tiles, dtype=torch.float32)  # (P, 4)
+    margin = max(2.0, 0.01 * (corners[1, 2:] - corners[1, :2]).max().item())  # what a box may miss an edge by
     tile = torch.repeat_interleave(torch.arange(len(tiles)), torch.tensor([len(one["scores"]) for one in results]))
     scores = torch.cat([one["scores"] for one in results])  # (N,)
     labels = torch.cat([one["labels"] for one in results])
     boxes = torch.cat([one["boxes"] for one in results]).float() + corners[tile][:, [0, 1, 0, 1]]
 
-    inner = corners != corners[0]  # (P, 4): edges that are not the image's border
-    inner[0] = False
-    # a pixel or two is what a box misses an edge by
-    margin = (0.01 * (corners[:, 2:] - corners[:, :2]).amax(1)).clamp(min=2)[tile, None]
-    outward = torch.tensor([-1.0, -1.0, 1.0, 1.0])
-    cut = inner[tile] & ((boxes - corners[tile]) * outward > -margin)  # (N, 4) left, top, right, bottom
-    beyond = inner[tile] & ((boxes - corners[tile]) * outward > 0)
-    boxes = boxes.where(~beyond, corners[tile])  # what a tile does not show is a guess
+    inner = (corners != corners[0])[tile]  # (N, 4): edges that are not the image's border
+    inner &= tile[:, None] > 0
+    outside = (boxes - corners[tile]) * torch.tensor([-1.0, -1.0, 1.0, 1.0])
+    cut = inner & (outside > -margin)  # (N, 4): at the left, top, right, bottom
+    boxes = boxes.where(~(inner & (outside > 0)), corners[tile])  # what a tile does not show is a guess
 
+    tile_px = (corners[1, 2:] - corners[1, :2]).max()
+    small = (tile == 0) & ((boxes[:, 2:] - boxes[:, :2]).amax(1) < _CLEARLY_SMALLER * tile_px)
+    judged = (~((cut.any(1) | small) & _is_shown_whole(boxes, corners, margin))).nonzero()[:, 0]
+    boxes, scores, labels, tile, cut = (values[judged] for values in (boxes, scores, labels, tile, cut))
     kept = _unique(boxes, scores, labels, tile, cut.any(1))
     boxes, scores, labels, tile, cut = (values[kept] for values in (boxes, scores, labels, tile, cut))
-    boxes, scores, labels, tile, cut = _joined(boxes, scores, labels, tile, cut)
-    kept = _unique(boxes, scores, labels, tile, cut)
+    boxes, scores, labels, tile, is_cut = _joined(boxes, scores, labels, tile, cut)
+    kept = _unique(boxes, scores, labels, tile, is_cut)
     kept = kept[scores[kept].argsort(descending=True, stable=True)]
     return {"scores": scores[kept], "labels": labels[kept], "boxes": boxes[kept]}
+
+
+def _is_shown_whole(boxes: Tensor, corners: Tensor, margin: float) -> Tensor:
+    """Whether some tile shows each box with `margin` px around it, or the image's border; (N,)."""
+    shown = torch.ones(len(boxes), dtype=torch.bool)
+    for low, high in ((0, 2), (1, 3)):  # tiles are a grid: some column, and some row
+        spans = corners[1:, [low, high]].unique(dim=0)
+        begins = (boxes[:, low, None] > spans[:, 0] + margin) | (spans[:, 0] == corners[0, low])
+        ends = (boxes[:, high, None] < spans[:, 1] - margin) | (spans[:, 1] == corners[0, high])
+        shown &= (begins & ends).any(1)
+    return shown
 
 
 def _starts(length: int, tile_px: int, overlap: float) -> list[int]:
@@ -95,10 +111,10 @@ def _unique(boxes: Tensor, scores: Tensor, labels: Tensor, tile: Tensor, is_cut:
         kept.append(index)
         low, high = torch.maximum(boxes[:, :2], boxes[index, :2]), torch.minimum(boxes[:, 2:], boxes[index, 2:])
         shared = (high - low).clamp(min=0).prod(1)
-        same = shared > _SAME_IOU * (areas + areas[index] - shared)
+        same = (labels == labels[index]) & (shared > _SAME_IOU * (areas + areas[index] - shared))
         if not is_cut[index]:
             same |= is_cut & (shared > _INSIDE * areas)
-        alive &= ~(same & (labels == labels[index]) & (tile != tile[index]))
+        alive &= ~(same & (tile != tile[index]))
     return torch.tensor(kept, dtype=torch.int64)
 
 
