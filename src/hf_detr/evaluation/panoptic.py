@@ -87,8 +87,8 @@ class PanopticEvaluator(ImageEvaluator):
         for position, (result, target) in enumerate(zip(predictions, to_host(targets, keys), strict=True)):
             image_id = read_image_id(target, position)
             place = f"image {image_id}"
-            found = _read_map(result, f"{place}: the prediction")
-            image = Image(found, _read_truth(target, found.size_hw, f"{place}: the target"))
+            found = read_segments(result, f"{place}: the prediction")
+            image = Image(found, read_truth(target, found.size_hw, f"{place}: the target"))
             self._check(image, place)
             read.append((image_id, image))
         self._take(read)
@@ -215,9 +215,13 @@ def _counts_by_class(labels: Iterable[NDArray]) -> dict[int, int]:
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
-def _read_truth(target: Mapping, size_hw: tuple[int, int], place: str) -> Segments:
+def read_truth(target: Mapping, size_hw: tuple[int, int], place: str) -> Segments:
+    """The segments of a target in any form that `PanopticEvaluator.update` takes.
+
+    `size_hw` is of an image whose `height` and `width` are not given. Errors name `place`.
+    """
     if "segments_info" in target:
-        return _read_map(target, place)
+        return read_segments(target, place)
     key = next((key for key in ("objects", "annotations") if key in target), None)
     if key is None:
         raise ValueError(f"{place} needs 'segmentation' and 'segments_info', or 'objects'; got {', '.join(target)}.")
@@ -238,8 +242,8 @@ def _read_truth(target: Mapping, size_hw: tuple[int, int], place: str) -> Segmen
     return _segments(size_hw, labels, *flags, masks)
 
 
-def _read_map(target: Mapping, place: str) -> Segments:
-    """A map of ids and the dict of each id -> its segments."""
+def read_segments(target: Mapping, place: str) -> Segments:
+    """A map of ids and the dict of each id -> its segments, whose errors name `place`; ids up to 0 are none."""
     missing = [key for key in ("segmentation", "segments_info") if key not in target]
     if missing:
         raise ValueError(f"{place} lacks {' and '.join(missing)}; give those of post_process_panoptic_segmentation.")

@@ -4,14 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from hotcoco import mask as coco_mask
 from hotcoco.metrics import mean_iou, pixel_confusion
 from numpy.typing import NDArray
 
 from .images import ImageEvaluator
+from .panoptic import read_truth
 from .reading import read_image_id, to_host
 from .report import format_semantic_table
 
 # C classes
+
+_TARGET_KEYS = ("image_id", "segmentation", "objects", "annotations", "width", "height")
 
 
 class Image(NamedTuple):
@@ -37,7 +41,8 @@ class SemanticEvaluator(ImageEvaluator):
     def update(self, predictions: Sequence[Any], targets: Sequence[Mapping]) -> None:
         """Take in a batch: one map (H, W) of classes and one target an image, in the same order.
 
-        `predictions`: as `post_process_semantic_segmentation` gives them. `targets`: {image_id, segmentation (H, W)}.
+        `predictions`: as `post_process_semantic_segmentation` gives them. `targets`: {image_id,
+        segmentation (H, W)}, or rows {image_id, objects {category, segmentation}}, whose masks are the classes' pixels.
         An image that comes again with the same true pixels counts once. Raises ValueError with the image id for sizes
         that differ and for classes out of range.
         """
@@ -47,14 +52,13 @@ class SemanticEvaluator(ImageEvaluator):
             )
         maps = to_host([{"segmentation": one} for one in predictions], ("segmentation",))
         read = []
-        for position, (result, target) in enumerate(
-            zip(maps, to_host(targets, ("image_id", "segmentation")), strict=True)
-        ):
+        for position, (result, target) in enumerate(zip(maps, to_host(targets, _TARGET_KEYS), strict=True)):
             image_id = read_image_id(target, position)
             place = f"image {image_id}"
-            if "segmentation" not in target:
-                raise ValueError(f"{place}: the target lacks 'segmentation', the map (H, W) of true classes.")
-            found, truth = np.asarray(result["segmentation"]), np.asarray(target["segmentation"])
+            found = np.asarray(result["segmentation"])
+            truth = (
+                np.asarray(target["segmentation"]) if "segmentation" in target else self._painted(target, found, place)
+            )
             if found.ndim != 2 or found.shape != truth.shape:
                 raise ValueError(
                     f"{place}: the found map is {found.shape} and the true one {truth.shape} (height, width); give "
@@ -84,6 +88,14 @@ class SemanticEvaluator(ImageEvaluator):
     def post_process(self, processor: Any, outputs: Any, target_sizes: Any, processed_sizes: Any) -> list[Any]:
         """The maps that `update` takes, of a model's outputs."""
         return processor.post_process_semantic_segmentation(outputs, target_sizes, processed_sizes=processed_sizes)
+
+    def _painted(self, row: Mapping, found: NDArray, place: str) -> NDArray:
+        """The map (H, W) of true classes of a row of the data set."""
+        segments = read_truth(row, found.shape, f"{place}: the target")
+        truth = np.full(segments.size_hw, self.ignore_index)
+        for label, counts in zip(segments.labels.tolist(), segments.counts, strict=True):
+            truth[coco_mask.decode({"size": list(segments.size_hw), "counts": counts}).astype(bool)] = label
+        return truth
 
     def _check(self, image: Image, place: str) -> None:
         if image.pairs.size and image.pairs.max() >= len(self._names) ** 2:
