@@ -135,6 +135,24 @@ def test_masks_that_cannot_be_compared_are_named(change, message):
         CocoEvaluator(iou_type="segm").update([result], [row])
 
 
+def test_images_without_masks_are_counted():
+    nothing = {"scores": [], "labels": [], "boxes": [], "masks": []}
+    row = {"image_id": 1, "height": 20, "width": 20, "annotations": []}
+    evaluator = CocoEvaluator(CLASSES, iou_type="segm")
+    assert evaluator.compute()["map"] == -1
+    evaluator.update([nothing], [row])
+    assert (evaluator.compute()["num_images"], evaluator.compute()["map"]) == (1, -1)
+    target = {"bbox": [0, 0, 9, 9], "category_id": 0, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
+    evaluator.update([nothing], [{**row, "image_id": 2, "annotations": [target]}])
+    assert evaluator.compute()["map"] == 0
+    with pytest.raises(ValueError, match="the size of the image is not known"):
+        CocoEvaluator(iou_type="segm").update([nothing], [{"image_id": 3, "annotations": [target]}])
+    of_boxes = CocoEvaluator(CLASSES)
+    of_boxes.update([nothing], [row])
+    with pytest.raises(ValueError, match="image 1: has no masks"):
+        evaluator.merge(of_boxes.state())
+
+
 def test_an_unknown_kind_of_overlap_is_named():
     with pytest.raises(ValueError, match="iou_type='mask': expected 'bbox' for boxes or 'segm'"):
         CocoEvaluator(iou_type="mask")

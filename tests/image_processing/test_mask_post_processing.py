@@ -161,6 +161,13 @@ def test_classes_to_fuse_are_the_processors_unless_given(processor, tmp_path):
         DetrImageProcessor(label_ids_to_fuse=[-1])
 
 
+def test_run_lengths_of_an_image_without_segments_are_an_empty_list(processor):
+    outputs = scenes(0)
+    outputs.logits[0, :, -1] += 100
+    results = processor.post_process_instance_segmentation(outputs, 0.5, 0.5, 0.3, return_coco_annotation=True)
+    assert [bool(one["segmentation"]) for one in results] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
