@@ -57,10 +57,12 @@ def as_entry(segmentation: Any) -> dict[str, Any] | None:
     if "file" in given:
         number = given.get("id")
         if not isinstance(given["file"], str) or isinstance(number, bool) or not isinstance(number, int):
-            raise MaskError("bad mask", f"segmentation {_short(given)}; expected a file and the id of a segment in it.")
+            raise MaskError(
+                "unreadable", f"segmentation {_short(given)}; expected a file and the id of a segment in it."
+            )
         return _entry(file=given["file"], id=number)
     if given and "polygons" not in given:
-        raise MaskError("bad mask", f"segmentation {_short(segmentation)}; {_FORMS}.")
+        raise MaskError("unreadable", f"segmentation {_short(segmentation)}; {_FORMS}.")
     return as_entry(given.get("polygons"))
 
 
@@ -106,13 +108,16 @@ def boxes_from_masks(masks: NDArray | Tensor) -> NDArray:
     return boxes * columns.any(axis=1)[:, None]
 
 
-def box_of(segmentation: Any, size_hw: tuple[int, int]) -> tuple[float, float, float, float]:
-    """xywh in pixels around an entry: a polygon's to the point, a mask's to the pixel. Raises MaskError."""
-    entry = as_entry(segmentation)
-    if entry is not None and entry["polygons"] is not None:
-        x, y = (np.concatenate([polygon[axis::2] for polygon in entry["polygons"]]) for axis in (0, 1))
-        return float(x.min()), float(y.min()), float(np.ptp(x)), float(np.ptp(y))
-    return tuple(boxes_from_masks(decode_segmentation(entry, size_hw)[None])[0].tolist())
+def box_of(segmentation: Any, size_hw: tuple[int, int]) -> tuple[float, ...] | None:
+    """xywh in pixels around an entry: a polygon's to the point, a mask's to the pixel; None where there is no mask."""
+    try:
+        entry = as_entry(segmentation)
+        if entry is not None and entry["polygons"] is not None:
+            x, y = (np.concatenate([polygon[axis::2] for polygon in entry["polygons"]]) for axis in (0, 1))
+            return float(x.min()), float(y.min()), float(np.ptp(x)), float(np.ptp(y))
+        return tuple(boxes_from_masks(decode_segmentation(entry, size_hw)[None])[0].tolist())
+    except MaskError:
+        return None
 
 
 class SegmentFiles:
@@ -142,7 +147,7 @@ def _decoded(segmentation: Any, size_hw: tuple[int, int], files: SegmentFiles) -
         return (mask != 0).astype(np.uint8)
     entry = as_entry(segmentation)
     if entry is None:
-        raise MaskError("no mask", f"segmentation {_short(segmentation)} says nothing; {_FORMS}.")
+        raise MaskError("none", f"segmentation {_short(segmentation)} says nothing; {_FORMS}.")
     if entry["file"] is not None:
         ids = files(entry["file"])
         _check_size(ids.shape, size_hw, entry["file"])
@@ -164,7 +169,7 @@ _CORRECT = "correct the annotation or remove the object"
 def _check_size(size: Sequence[int], size_hw: tuple[int, int], what: str) -> None:
     if tuple(size) != tuple(size_hw):
         raise MaskError(
-            "mask size differs",
+            "size differs",
             f"{what} has size {list(size)}, its image {list(size_hw)} (height, width); make the mask anew.",
         )
 
@@ -174,7 +179,7 @@ def _polygons(given: Any) -> list[list[float]]:
     if given is None:
         return []
     if isinstance(given, (str, bytes)) or not isinstance(given, (Sequence, np.ndarray, Tensor)):
-        raise MaskError("bad mask", f"segmentation {_short(given)}; masks need {_FORMS.removeprefix('expected ')}.")
+        raise MaskError("unreadable", f"segmentation {_short(given)}; masks need {_FORMS.removeprefix('expected ')}.")
     polygons = []
     for one in given:
         try:
@@ -184,7 +189,7 @@ def _polygons(given: Any) -> list[list[float]]:
         if polygon.ndim == 1 and polygon.size < 6 and not polygon.size % 2:
             kind, hint = "polygon of fewer than 3 points", ""
         elif polygon.ndim != 1 or polygon.size % 2 or not np.isfinite(polygon).all():
-            kind, hint = "bad mask", " (a polygon is a list in the list of polygons)" if polygon.ndim == 0 else ""
+            kind, hint = "unreadable", " (a polygon is a list in the list of polygons)" if polygon.ndim == 0 else ""
         else:
             polygons.append(polygon.tolist())
             continue
@@ -198,7 +203,9 @@ def _size_of(given: Mapping[str, Any]) -> list[int]:
     except (TypeError, ValueError):
         height = width = 0
     if not (0 < height < 2**31 and 0 < width < 2**31):
-        raise MaskError("bad mask", f"the encoded mask has size {_short(given.get('size'))}; expected [height, width].")
+        raise MaskError(
+            "unreadable", f"the encoded mask has size {_short(given.get('size'))}; expected [height, width]."
+        )
     return [height, width]
 
 
@@ -224,7 +231,7 @@ def _runs(counts: Any, size: list[int]) -> list[int]:
     except (TypeError, ValueError):
         pass
     raise MaskError(
-        "bad mask",
+        "unreadable",
         f"the run-length encoding {_short(counts)} cannot be decoded; write the mask anew, with counts that add up to "
         f"{size[0]} x {size[1]}.",
     )
@@ -252,15 +259,15 @@ def _segment_ids(path: str) -> NDArray:
             image.load()
             mode, pixels = image.mode, np.array(image)
     except FileNotFoundError as error:
-        raise MaskError("missing mask file", f"{path}: no such PNG of masks; restore it, or {_CORRECT}.") from error
+        raise MaskError("file missing", f"{path}: no such PNG of masks; restore it, or {_CORRECT}.") from error
     except _UNREADABLE as error:
-        raise MaskError("corrupt mask file", f"{path}: not a readable PNG ({error}); replace it.") from error
+        raise MaskError("file corrupt", f"{path}: not a readable PNG ({error}); replace it.") from error
     if mode in _COLOURED:
         red, green, blue = np.moveaxis(pixels[..., :3].astype(np.int64), -1, 0)
         return red + 256 * green + 65536 * blue
     if mode in _INDEXED:
         return pixels.astype(np.int64)
-    raise MaskError("corrupt mask file", f"{path}: a PNG of mode {mode}; masks are indices (P, L) or colours (RGB).")
+    raise MaskError("file corrupt", f"{path}: a PNG of mode {mode}; masks are indices (P, L) or colours (RGB).")
 
 
 def _short(value: Any) -> str:
