@@ -59,8 +59,8 @@ class DetrImageProcessor(BaseImageProcessor):
     Threads may share a processor.
 
     Args:
-        format: of the annotations, "coco_detection". "coco_panoptic" is read from files; its annotations are not
-            supported yet.
+        format: "coco_detection", or "coco_panoptic" for labels with masks by default. Annotations of both forms are
+            understood with either.
         size: {"shortest_edge", "longest_edge"} or {"max_height", "max_width"}, which keep the aspect ratio,
             {"height", "width"} or a pair, which do not; an integer is the shortest edge, the longest at most
             `max_size` (1333). Pixels. Default: 800 and 1333, the paper's.
@@ -185,7 +185,10 @@ class DetrImageProcessor(BaseImageProcessor):
             annotations: one dict an image: {"image_id": int, "annotations": [{"bbox": [x, y, width, height] in
                 pixels, "category_id", ...}]} as COCO writes them, or a row of a data set, {"image_id", "objects":
                 {"bbox", "category", ...}}. Crowds are left out.
-            return_segmentation_masks: labels get `masks`, from polygons or run-length encodings in `segmentation`.
+            return_segmentation_masks: labels get `masks`, from what `segmentation` holds (`data.masks`), or from the
+                PNG of a panoptic annotation. Default: with format "coco_panoptic".
+            masks_path: the folder of the PNG files of panoptic annotations, {"image_id", "file_name",
+                "segments_info": [{"id", "category_id", ...}]}.
             return_tensors: "pt", "np", or None, which is "pt" but for images that cannot be stacked: a list of them.
             input_data_format: "channels_first" or "channels_last", where a shape leaves it open.
             device: where to work; default: where the images are.
@@ -209,8 +212,10 @@ class DetrImageProcessor(BaseImageProcessor):
             )
         settings = self._settings_of_call(overrides)
 
+        if return_segmentation_masks is None:  # as stock
+            return_segmentation_masks = settings["format"] == "coco_panoptic"
         images = as_image_list(images)
-        annotations = self._annotation_list(annotations, len(images), settings["format"], masks_path)
+        annotations = self._annotation_list(annotations, len(images), masks_path)
         images = self._load_images(images, settings, input_data_format, device)
         images_hw = [(image.shape[1], image.shape[2]) for image in images]
         visible_hw = [resized_hw(hw, settings["size"]) if settings["do_resize"] else hw for hw in images_hw]
@@ -224,7 +229,6 @@ class DetrImageProcessor(BaseImageProcessor):
                     f"annotations[{i}]",
                     images_hw[i],
                     visible_hw[i],
-                    canvas_hw or visible_hw[i],
                     boxes_as_fractions=settings["do_convert_annotations"],
                     on_bad_box=settings["on_bad_box"],
                     with_masks=bool(return_segmentation_masks),
@@ -290,16 +294,16 @@ class DetrImageProcessor(BaseImageProcessor):
         return check_settings({**own, **given})
 
     @staticmethod
-    def _annotation_list(
-        annotations: Any, num_images: int, format: str, masks_path: Any
-    ) -> Sequence[Annotation] | None:
+    def _annotation_list(annotations: Any, num_images: int, masks_path: Any) -> Sequence[Annotation] | None:
         if annotations is None:
             return None
-        if format == "coco_panoptic" or masks_path is not None:
-            raise ValueError(
-                "Panoptic annotations are not supported yet; pass boxes with format='coco_detection' and no masks_path."
-            )
         annotations = [annotations] if isinstance(annotations, Mapping) else list(annotations)
+        if masks_path is not None:
+            folder = Path(masks_path)
+            annotations = [
+                {**one, "file_name": folder / str(one.get("file_name"))} if "segments_info" in one else one
+                for one in annotations
+            ]
         if len(annotations) != num_images:
             raise ValueError(f"{num_images} images but {len(annotations)} annotations; give one dict for each image.")
         return annotations

@@ -82,15 +82,6 @@ def decode_segmentation(
         raise MaskError(error.kind, f"{place}: {error}") from error
 
 
-def decode_segmentations(segmentations: Sequence[Any], size_hw: tuple[int, int], place: str) -> NDArray:
-    """(T, h, w) uint8, 0 or 1: the masks of the objects of one image; a PNG is read once. Raises as for one."""
-    files = SegmentFiles()
-    masks = np.zeros((len(segmentations), *size_hw), dtype=np.uint8)
-    for i, segmentation in enumerate(segmentations):
-        masks[i] = decode_segmentation(segmentation, size_hw, f"{place}: object {i}", files)
-    return masks
-
-
 def encode_mask(mask: NDArray | Tensor) -> dict[str, Any]:
     """The entry, size and counts, of a mask (h, w): what is not 0 is the object."""
     array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else mask

@@ -8,6 +8,7 @@ numbers a box, class ids from 0, areas and crowd flags. Whether a box can be rig
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .box_policy import BoxPolicy
+from .masks import MaskError, SegmentFiles, boxes_from_masks, decode_segmentation
 
 # T objects of one image
 
@@ -29,7 +31,7 @@ class ImageTargets:
         areas_px: (T,) float64, the mask's where the source gives it, else the box's.
         crowds: (T,) bool.
         index: (T,) int64, the place of each object in what was read: errors name it.
-        segmentations: as they were given, one an object; None unless asked for.
+        segmentations: as they were given, one an object, not decoded; None where no object has one.
     """
 
     boxes_xywh_px: NDArray
@@ -80,20 +82,33 @@ class ImageTargets:
                 )
         return self
 
+    def masks(self, size_hw: tuple[int, int], place: str) -> NDArray:
+        """(T, height, width) uint8, 0 or 1, decoded now. MaskError, a ValueError, names `place` and object."""
+        files = SegmentFiles()  # a PNG of several segments is read once
+        masks = np.zeros((len(self), *size_hw), dtype=np.uint8)
+        for mask, i, given in zip(masks, self.index, self.segmentations or [None] * len(self), strict=True):
+            mask[:] = decode_segmentation(given, size_hw, f"{place}: object {i}", files)
+        return masks
+
     def as_coco(self) -> list[dict[str, Any]]:
         """One dict an object, with COCO's names and plain numbers."""
         columns = (self.boxes_xywh_px, self.labels, self.areas_px, self.crowds.astype(int))
         names = ("bbox", "category_id", "area", "iscrowd")
-        return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
+        objects = [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
+        if self.segmentations is not None:
+            for one, segmentation in zip(objects, self.segmentations, strict=True):
+                one["segmentation"] = segmentation
+        return objects
 
 
-def read_targets(target: Mapping[str, Any], place: str, *, with_segmentations: bool = False) -> ImageTargets:
+def read_targets(target: Mapping[str, Any], place: str) -> ImageTargets:
     """The ground truth of one image, whose errors name `place`, such as "image 7".
 
-    Three forms: COCO's {annotations [{bbox xywh px, category_id, and perhaps area, iscrowd, segmentation}]}; a row
+    Four forms: COCO's {annotations [{bbox xywh px, category_id, and perhaps area, iscrowd, segmentation}]}; a row
     {objects {bbox xywh px, category, and perhaps area, iscrowd, segmentation}}, either as a list of dicts or as a dict
-    of lists; the processor's label dict {class_labels, boxes cxcywh in [0, 1], orig_size (h, w), and perhaps size,
-    area, iscrowd}. Numbers may be Python's, NumPy's or tensors of any device.
+    of lists; COCO's panoptic {segments_info [{id, category_id, and perhaps bbox, area, iscrowd}], file_name}, the name
+    being the path of a PNG; the processor's label dict {class_labels, boxes cxcywh in [0, 1], orig_size (h, w), and
+    perhaps size, area, iscrowd}. Numbers may be Python's, NumPy's or tensors of any device.
 
     Raises:
         TypeError: another form, or class ids that are no integers.
@@ -103,9 +118,9 @@ def read_targets(target: Mapping[str, Any], place: str, *, with_segmentations: b
         raise TypeError(f"{place}: expected a dict with annotations or objects, got {type(target).__name__}.")
     if "class_labels" in target:
         return _read_labels(target, place)
+    if "segments_info" in target:
+        target = {"annotations": _segments(target, place)}
     key = next((key for key in ("annotations", "objects") if key in target), None)
-    if key is None and "segments_info" in target:
-        raise ValueError(f"{place}: panoptic annotations (segments_info) are not supported yet; give boxes.")
     if key is None:
         raise ValueError(
             f"{place}: a target needs 'class_labels' and 'boxes' (the processor's), 'objects' (a row) or "
@@ -117,14 +132,14 @@ def read_targets(target: Mapping[str, Any], place: str, *, with_segmentations: b
     if missing:
         raise ValueError(f"{place}: the objects lack {' and '.join(missing)}; got {_names(columns)}.")
     boxes_xywh_px = _boxes(columns["bbox"], place)
-    segmentations = columns.get("segmentation", [None] * len(boxes_xywh_px))
+    segmentations = columns.get("segmentation")
     return ImageTargets(
         boxes_xywh_px,
         _labels(columns[category], place, category),
         _areas(columns.get("area"), boxes_xywh_px[:, 2:].prod(axis=1), place),
         _crowds(columns.get("iscrowd"), len(boxes_xywh_px), place),
         np.arange(len(boxes_xywh_px)),
-        tuple(segmentations) if with_segmentations else None,
+        None if segmentations is None else tuple(segmentations),
     )
 
 
@@ -158,6 +173,28 @@ def replace_objects(
     result = {name: [values[k] for k in kept] for name, values in columns.items()}
     result["bbox"] = np.asarray(boxes_xywh_px).tolist()
     return result | ({"area": np.asarray(areas_px).tolist()} if "area" in columns else {})
+
+
+def _segments(target: Mapping[str, Any], place: str) -> list[Any]:
+    """The objects of a panoptic annotation; one without a box has the box around its segment."""
+    segments, file = target["segments_info"], target.get("file_name")
+    if not isinstance(file, (str, Path)) or isinstance(segments, (str, Mapping)) or not isinstance(segments, Iterable):
+        raise ValueError(
+            f"{place}: panoptic annotations need file_name and a list segments_info; got {_names(target)}."
+        )
+    objects, files = [], SegmentFiles()
+    for i, segment in enumerate(segments):
+        if not isinstance(segment, Mapping) or "id" not in segment:
+            raise ValueError(f"{place}: segment {i} needs 'id' and 'category_id'; got {segment!r:.100}.")
+        number = _integer(segment["id"], f"{place}: segment {i}", "id", "give the segment the value of its colour")
+        one = {**segment, "segmentation": {"file": str(file), "id": number}}
+        if one.get("bbox") is None:
+            try:
+                one["bbox"] = boxes_from_masks((files(str(file)) == number)[None])[0].tolist()
+            except MaskError as error:
+                raise ValueError(f"{place}: {error}") from error
+        objects.append(one)
+    return objects
 
 
 def read_image_id(target: Mapping[str, Any], place: str) -> int:
