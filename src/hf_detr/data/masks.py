@@ -51,8 +51,11 @@ def as_entry(segmentation: Any) -> dict[str, Any] | None:
         size, counts = _size_of(given), given.get("counts")
         if isinstance(counts, bytes):
             counts = counts.decode("latin-1")
-        if not (isinstance(counts, str) and counts.isascii()):
+        if not isinstance(counts, str):
             counts = _compressed(counts, size)
+        # 6 bits a character, "0" to "o"; from "P" on another follows; "0" alone is no run at all
+        elif not (counts.strip("0") and "0" <= min(counts) and max(counts) <= "o" and counts[-1] < "P"):
+            raise _bad_encoding(counts, size)
         return _entry(size=size, counts=counts)
     if "file" in given:
         number = given.get("id")
@@ -150,8 +153,7 @@ def _decoded(segmentation: Any, size_hw: tuple[int, int], files: SegmentFiles) -
     if entry["polygons"] is not None:
         return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(entry["polygons"], height, width)))
     _check_size(entry["size"], size_hw, "the encoded mask")
-    runs = np.array(_runs(entry["counts"], entry["size"]), dtype=np.int64)
-    return np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(width, height).T
+    return _decoded_runs(entry["counts"], entry["size"])
 
 
 _CORRECT = "correct the annotation or remove the object"
@@ -201,47 +203,36 @@ def _size_of(given: Mapping[str, Any]) -> list[int]:
 
 
 def _compressed(counts: Any, size: list[int]) -> str:
-    """COCO's compressed text of a list of counts."""
+    """COCO's compressed text of a list of counts, the lengths of runs of 0 and 1 in turn, column by column."""
     height, width = size
-    runs = _runs(counts, size)
-    return coco_mask.frPyObjects({"size": size, "counts": runs}, height, width)["counts"].decode("ascii")
-
-
-def _runs(counts: Any, size: list[int]) -> list[int]:
-    """The lengths of the runs, zeros first, column by column, from a list or from COCO's compressed text.
-
-    Read here because the libraries that decode these do not all notice that runs are missing.
-    """
     try:
-        if isinstance(counts, (str, bytes)):
-            runs = _uncompressed(counts.encode("latin-1") if isinstance(counts, str) else counts)
-        else:
-            runs = [operator.index(count) for count in counts]
-        if all(0 <= run < 2**31 for run in runs) and sum(runs) == size[0] * size[1]:
-            return runs
-    except (TypeError, ValueError):
+        counts = [operator.index(count) for count in counts]
+        if min(counts) >= 0 and sum(counts) == height * width:
+            return coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)["counts"].decode("ascii")
+    except (TypeError, ValueError, OverflowError):
         pass
-    raise MaskError(
+    raise _bad_encoding(counts, size)
+
+
+def _decoded_runs(counts: str, size: list[int]) -> NDArray:
+    height, width = size
+    try:
+        rle = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
+        mask = coco_mask.decode(rle)
+        # runs that end early are decoded as if zeros followed; the union with itself adds none, and so tells
+        if coco_mask.merge([rle, rle])["counts"] == coco_mask.encode(mask)["counts"]:
+            return mask
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise _bad_encoding(counts, size)
+
+
+def _bad_encoding(counts: Any, size: list[int]) -> MaskError:
+    return MaskError(
         "unreadable",
         f"the run-length encoding {_short(counts)} cannot be decoded; write the mask anew, with counts that add up to "
         f"{size[0]} x {size[1]}.",
     )
-
-
-def _uncompressed(text: bytes) -> list[int]:
-    runs, value, shift = [], 0, 0
-    for byte in text:
-        if not 48 <= byte < 48 + 64:
-            raise ValueError(f"byte {byte}")
-        # 5 bits, the lowest first; bit 5 says that more follow, bit 4 of the last is the sign
-        value, shift = value | (byte - 48 & 31) << shift, shift + 5
-        if not byte - 48 & 32:
-            value -= (byte - 48 & 16) and 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))  # the difference from the last run of its kind
-            value = shift = 0
-    if shift:
-        raise ValueError("the last number is cut off")
-    return runs
 
 
 def _segment_ids(path: str) -> NDArray:
