@@ -54,7 +54,7 @@ def as_entry(segmentation: Any) -> dict[str, Any] | None:
         if not isinstance(counts, str):
             counts = _compressed(counts, size)
         # 6 bits a character, "0" to "o"; from "P" on another follows; "0" alone is no run at all
-        elif not (counts.strip("0") and "0" <= min(counts) and max(counts) <= "o" and counts[-1] < "P"):
+        elif not (counts.strip("0") and min(counts) >= "0" and max(counts) <= "o" and counts[-1] < "P"):
             raise _bad_encoding(counts, size)
         return _entry(size=size, counts=counts)
     if "file" in given:
