@@ -84,6 +84,7 @@ def load_detection_dataset(
     - "coco": a COCO JSON file, a folder with annotations/*.json, or folders with one JSON beside the images each;
     - "panoptic": annotations/panoptic_*.json with folders of PNG files, where there is no instances_*.json;
     - "voc": JPEGImages, Annotations, ImageSets/Main; or XML beside images;
+    - "voc_masks": SegmentationClass, SegmentationObject, ImageSets/Segmentation, where there is no XML;
     - "yolo": a data.yaml or its folder; or classes.txt beside images and labels;
     - "saved": a folder written by save_to_disk;
     - "hub": a name on the Hub, or a local folder `datasets.load_dataset` understands (Parquet, imagefolder, tar shards

@@ -90,6 +90,29 @@ def voc(root):
         image.save(root / "SegmentationObject" / f"{stem}.png")
 
 
+PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0]  # background, cat, dog
+
+
+def voc_masks(root, with_objects=True):
+    """As CVAT writes them: colours of classes in labelmap.txt, no XML."""
+    voc(root)
+    for path in (root / "Annotations").iterdir():
+        path.unlink()
+    (root / "SegmentationClass").mkdir()
+    for stem, objects in SCENES.items():
+        number = segments(objects, [("cat", "dog").index(name) + 1 for name, _ in objects])
+        image = Image.fromarray(np.array(PALETTE, dtype=np.uint8).reshape(-1, 3)[number])
+        image.save(root / "SegmentationClass" / f"{stem}.png")
+        if not with_objects:
+            (root / "SegmentationObject" / f"{stem}.png").unlink()
+    if not with_objects:
+        (root / "SegmentationObject").rmdir()
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "ImageSets" / "Segmentation" / "default.txt").write_text("a\nb\nempty\n")
+    label_map = "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:128,0,0::\ndog:0,128,0::\n"
+    (root / "labelmap.txt").write_text(label_map)
+
+
 def panoptic(root):
     write_pictures(root / "train")
     content = coco_content()
@@ -137,7 +160,8 @@ def saved(root):
     return root / "saved"
 
 
-FORMS = [coco_polygons, coco_uncompressed, coco_compressed, yolo, voc, panoptic, hub_polygons, hub_encodings, saved]
+FORMS = [coco_polygons, coco_uncompressed, coco_compressed, yolo, voc, voc_masks, panoptic, hub_polygons,
+         hub_encodings, saved]  # fmt: skip
 
 
 def by_name(split) -> list[dict]:
@@ -194,6 +218,30 @@ def test_a_detection_model_decodes_no_mask(tmp_path):
     assert all("masks" not in item["labels"] for item in items)
     with pytest.raises(ValueError, match=r"image_id 100.*object 0: .*a\.png: no such PNG of masks"):
         transform_dataset(data, DetectionTransform(processor, masks=True))[0]
+
+
+def test_classes_of_masks_alone_are_stuff_and_numbered_by_palette_or_label_map(tmp_path):
+    voc_masks(tmp_path, with_objects=False)
+    data = load_detection_dataset(tmp_path)["train"]
+    assert data.features["objects"]["category"].feature.names == ["cat", "dog"]
+    assert [row["objects"]["category"] for row in data] == [[0, 1], [1], []]
+    assert [row["objects"]["is_thing"] for row in data] == [[False, False], [False], []]
+    masks = [decode_segmentation(one, (HEIGHT, WIDTH)) for one in data[0]["objects"]["segmentation"]]
+    assert all(np.array_equal(mask, rectangle(box)) for mask, (_, box) in zip(masks, SCENES["a"], strict=True))
+    for path in (tmp_path / "SegmentationClass").iterdir():
+        colours = np.asarray(Image.open(path))
+        index = Image.fromarray((colours[..., 0] // 128 + colours[..., 1] // 64).astype(np.uint8), mode="P")
+        index.putpalette(PALETTE + [0] * 759)
+        index.save(path)
+    again = load_detection_dataset(tmp_path)["train"]
+    assert [row["objects"]["bbox"] for row in again] == [row["objects"]["bbox"] for row in data]
+    (tmp_path / "labelmap.txt").unlink()
+    with pytest.raises(ValueError, match=r"no labelmap\.txt that names the classes; pass class_names"):
+        load_detection_dataset(tmp_path)
+    named = load_detection_dataset(tmp_path, class_names=["cat", "dog"])["train"]
+    assert [row["objects"]["category"] for row in named] == [[0, 1], [1], []]
+    with pytest.raises(ValueError, match=r"SegmentationClass/a\.png: the index 2 is that of no class"):
+        load_detection_dataset(tmp_path, class_names=["cat"])
 
 
 # ---- panoptic data

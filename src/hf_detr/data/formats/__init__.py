@@ -3,6 +3,7 @@
 from .coco import COCO
 from .panoptic import PANOPTIC
 from .voc import VOC
+from .voc_masks import VOC_MASKS
 from .yolo import YOLO
 
-FORMATS = {one.name: one for one in (YOLO, VOC, COCO, PANOPTIC)}
+FORMATS = {one.name: one for one in (YOLO, VOC, COCO, PANOPTIC, VOC_MASKS)}
