@@ -11,6 +11,7 @@ and None for an object without a mask. Entries are references: nothing is decode
 """
 
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 ENTRY_FIELDS = ("polygons", "size", "counts", "file", "id")
+_FAR_PX = 2**20  # drawing a polygon takes memory by its length, NaN and infinity all of it
 _COLOURED, _INDEXED = ("RGB", "RGBA"), ("P", "L", "1", "I", "I;16", "I;16B")
 # what PIL raises for a damaged file
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -58,12 +60,11 @@ def as_entry(segmentation: Any) -> dict[str, Any] | None:
             raise _bad_encoding(counts, size)
         return _entry(size=size, counts=counts)
     if "file" in given:
-        number = given.get("id")
-        if not isinstance(given["file"], str) or isinstance(number, bool) or not isinstance(number, int):
-            raise MaskError(
-                "unreadable", f"segmentation {_short(given)}; expected a file and the id of a segment in it."
-            )
-        return _entry(file=given["file"], id=number)
+        try:
+            return _entry(file=os.fspath(given["file"]), id=operator.index(given.get("id")))
+        except TypeError:
+            message = f"segmentation {_short(given)}; expected a file and the id of a segment in it."
+            raise MaskError("unreadable", message) from None
     if given and "polygons" not in given:
         raise MaskError("unreadable", f"segmentation {_short(segmentation)}; {_FORMS}.")
     return as_entry(given.get("polygons"))
@@ -181,7 +182,7 @@ def _polygons(given: Any) -> list[list[float]]:
             polygon = np.array([[np.nan]])
         if polygon.ndim == 1 and polygon.size < 6 and not polygon.size % 2:
             kind, hint = "polygon of fewer than 3 points", ""
-        elif polygon.ndim != 1 or polygon.size % 2 or not np.isfinite(polygon).all():
+        elif polygon.ndim != 1 or polygon.size % 2 or not (np.abs(polygon) < _FAR_PX).all():
             kind, hint = "unreadable", " (a polygon is a list in the list of polygons)" if polygon.ndim == 0 else ""
         else:
             polygons.append(polygon.tolist())
