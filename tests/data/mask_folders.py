@@ -44,11 +44,11 @@ def _columns(row: dict):
 
 
 def write_coco_folder(root: Path, splits: dict[str, Dataset]) -> Path:
-    """COCO: of the objects of an image, every other has a compressed run-length encoding, the others a list."""
+    """COCO: the first object has a list of counts, the others a compressed run-length encoding."""
 
     def annotations_of(row, split, name):
         for (number, box, category, area), mask in zip(_columns(row), masks_of(row), strict=True):
-            rle = rle_list(mask) if number % 2 else encode_mask(mask)
+            rle = rle_list(mask) if number == 1 else encode_mask(mask)
             rle = {name: rle[name] for name in ("size", "counts")}
             yield {
                 "id": number, "image_id": row["image_id"], "category_id": 10 + category, "bbox": box, "area": area,
