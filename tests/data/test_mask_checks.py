@@ -85,9 +85,17 @@ def test_every_kind_of_bad_png_is_found_with_its_file(panoptic):
     assert f"{folder / '000000.png'}: no such PNG" in first["mask: file missing"].message
     assert "has size [40, 30], its image [40, 40]" in first["mask: size differs"].message
     assert "no pixel has the id 77" in first["mask: id not in the PNG"].message
+    change(
+        panoptic / "annotations" / "panoptic_train.json",
+        lambda content: content["annotations"][2]["segments_info"].append(
+            content["annotations"][2]["segments_info"][1]
+        ),
+    )
+    assert "mask: id given twice" in {problem.kind for problem in check_dataset(panoptic, masks=True).errors}
     (folder / "000002.png").write_bytes(b"hello")
     assert "mask: file corrupt" in {problem.kind for problem in check_dataset(panoptic, masks=True).errors}
-    assert check_dataset(panoptic, masks=True, decode_images=False).errors == []  # nothing is decoded
+    undecoded = check_dataset(panoptic, masks=True, decode_images=False)
+    assert {problem.kind for problem in undecoded.errors} == {"mask: id given twice"}
 
 
 def test_loading_leaves_bad_masks_out_and_counts_them(coco):

@@ -171,6 +171,7 @@ class _SplitCheck:
 
     def _add_masks(self, row: dict, place: str) -> None:
         objects, size_hw, files = row["objects"], (row["height"], row["width"]), SegmentFiles()
+        segments: set[tuple[str, int]] = set()  # of PNG files
         segmentations = objects.get("segmentation") or [None] * len(objects["id"])
         for number, box, crowd, segmentation in zip(
             objects["id"], objects["bbox"], objects["iscrowd"], segmentations, strict=True
@@ -184,6 +185,11 @@ class _SplitCheck:
                 continue  # an unreadable image of unknown size, reported as such
             try:
                 check_mask(segmentation, box, size_hw, files if self.decode else None)
+                segment = segmentation["file"], segmentation["id"]
+                if segment in segments:
+                    message = f"the id {segment[1]} in {segment[0]} is that of another object too; correct one of them."
+                    raise MaskError("id given twice", message)
+                segments |= {segment} if segment[0] else set()
             except MaskError as error:
                 self.findings.mask(error, where, self.split)
 
