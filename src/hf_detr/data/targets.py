@@ -8,7 +8,6 @@ numbers a box, class ids from 0, areas and crowd flags. Whether a box can be rig
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .box_policy import BoxPolicy
-from .masks import MaskError, SegmentFiles, boxes_from_masks, decode_segmentation
+from .masks import SegmentFiles, decode_segmentation
 
 # T objects of one image
 
@@ -104,11 +103,10 @@ class ImageTargets:
 def read_targets(target: Mapping[str, Any], place: str) -> ImageTargets:
     """The ground truth of one image, whose errors name `place`, such as "image 7".
 
-    Four forms: COCO's {annotations [{bbox xywh px, category_id, and perhaps area, iscrowd, segmentation}]}; a row
+    Three forms: COCO's {annotations [{bbox xywh px, category_id, and perhaps area, iscrowd, segmentation}]}; a row
     {objects {bbox xywh px, category, and perhaps area, iscrowd, segmentation}}, either as a list of dicts or as a dict
-    of lists; COCO's panoptic {segments_info [{id, category_id, and perhaps bbox, area, iscrowd}], file_name}, the name
-    being the path of a PNG; the processor's label dict {class_labels, boxes cxcywh in [0, 1], orig_size (h, w), and
-    perhaps size, area, iscrowd}. Numbers may be Python's, NumPy's or tensors of any device.
+    of lists; the processor's label dict {class_labels, boxes cxcywh in [0, 1], orig_size (h, w), and perhaps size,
+    area, iscrowd}. Numbers may be Python's, NumPy's or tensors of any device.
 
     Raises:
         TypeError: another form, or class ids that are no integers.
@@ -118,9 +116,9 @@ def read_targets(target: Mapping[str, Any], place: str) -> ImageTargets:
         raise TypeError(f"{place}: expected a dict with annotations or objects, got {type(target).__name__}.")
     if "class_labels" in target:
         return _read_labels(target, place)
-    if "segments_info" in target:
-        target = {"annotations": _segments(target, place)}
     key = next((key for key in ("annotations", "objects") if key in target), None)
+    if key is None and "segments_info" in target:
+        raise ValueError(f"{place}: panoptic annotations (segments_info) are read by the processor alone; give boxes.")
     if key is None:
         raise ValueError(
             f"{place}: a target needs 'class_labels' and 'boxes' (the processor's), 'objects' (a row) or "
@@ -173,28 +171,6 @@ def replace_objects(
     result = {name: [values[k] for k in kept] for name, values in columns.items()}
     result["bbox"] = np.asarray(boxes_xywh_px).tolist()
     return result | ({"area": np.asarray(areas_px).tolist()} if "area" in columns else {})
-
-
-def _segments(target: Mapping[str, Any], place: str) -> list[Any]:
-    """The objects of a panoptic annotation; one without a box has the box around its segment."""
-    segments, file = target["segments_info"], target.get("file_name")
-    if not isinstance(file, (str, Path)) or isinstance(segments, (str, Mapping)) or not isinstance(segments, Iterable):
-        raise ValueError(
-            f"{place}: panoptic annotations need file_name and a list segments_info; got {_names(target)}."
-        )
-    objects, files = [], SegmentFiles()
-    for i, segment in enumerate(segments):
-        if not isinstance(segment, Mapping) or "id" not in segment:
-            raise ValueError(f"{place}: segment {i} needs 'id' and 'category_id'; got {segment!r:.100}.")
-        number = _integer(segment["id"], f"{place}: segment {i}", "id", "give the segment the value of its colour")
-        one = {**segment, "segmentation": {"file": str(file), "id": number}}
-        if one.get("bbox") is None:
-            try:
-                one["bbox"] = boxes_from_masks((files(str(file)) == number)[None])[0].tolist()
-            except MaskError as error:
-                raise ValueError(f"{place}: {error}") from error
-        objects.append(one)
-    return objects
 
 
 def read_image_id(target: Mapping[str, Any], place: str) -> int:

@@ -5,6 +5,7 @@ padded). Stock transformers makes them fractions of the padded canvas, so that t
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torchvision.transforms.v2 import functional as tvF
 
 from ..boxes import xywh_to_xyxy, xyxy_to_cxcywh
 from ..data.box_policy import BoxPolicy
+from ..data.masks import boxes_from_masks, decode_segmentation
 from ..data.targets import read_image_id, read_targets
 
 
@@ -26,12 +28,13 @@ def prepare_labels(
     *,
     boxes_as_fractions: bool,
     on_bad_box: str,
-    with_masks: bool,
+    with_masks: bool | None,
+    masks_path: str | Path | None = None,
 ) -> dict[str, Tensor]:
     """One annotation dict -> class_labels, boxes, area, iscrowd, image_id, orig_size, size (and masks), on the CPU.
 
-    Takes {"image_id", ...} with the objects in any form that `data.targets.read_targets` reads. Crowds are left out,
-    as the original does for training.
+    Takes {"image_id", ...} with the objects in any form that `data.targets.read_targets` reads, or COCO's panoptic
+    annotation. Crowds are left out, as the original does for training.
 
     Args:
         place: names the annotation in errors, such as "annotations[3]".
@@ -39,6 +42,7 @@ def prepare_labels(
         boxes_as_fractions: cxcywh in [0, 1] of the visible image; else xyxy in pixels of the resized image.
         on_bad_box: what `data.box_policy.BoxPolicy` does with boxes that cannot be right; what "drop" and "clip"
             change is warned of with a count.
+        with_masks: None is for panoptic annotations alone; masks_path: the folder of their PNGs.
 
     Returns:
         class_labels (T,) int64; boxes (T, 4) float32; area (T,) float32 in squared pixels of the resized image, from
@@ -50,6 +54,9 @@ def prepare_labels(
         ValueError: for bad values, naming image_id, index, value and remedy.
         TypeError: for an annotation of another form.
     """
+    if isinstance(annotation, Mapping) and "segments_info" in annotation:
+        annotation = _panoptic_as_objects(annotation, place, image_hw, masks_path)
+        with_masks = True if with_masks is None else with_masks
     image_id = read_image_id(annotation, place)
     place = f"{place} (image_id {image_id})"
     targets = read_targets(annotation, place)
@@ -85,9 +92,39 @@ def _int64(values: Any) -> Tensor:
 
 
 def _resized(masks: Tensor, visible_hw: tuple[int, int]) -> Tensor:
-    """(T, height, width) of the image as annotated -> of the resized image."""
-    if not len(masks):
-        return masks.new_zeros((0, *visible_hw))
+    """(T, height, width) uint8 of the resized image; exactly the given masks where it has their size."""
     if tuple(masks.shape[1:]) == tuple(visible_hw):
         return masks
+    if not len(masks):
+        return masks.new_zeros((0, *visible_hw))
     return tvF.resize(masks, list(visible_hw), interpolation=InterpolationMode.NEAREST_EXACT)
+
+
+def _panoptic_as_objects(
+    annotation: Mapping[str, Any], place: str, image_hw: tuple[int, int], masks_path: str | Path | None
+) -> dict[str, Any]:
+    """COCO's panoptic annotation as one of objects, every segment of the PNG being one.
+
+    {image_id (or id), file_name, segments_info [{id, category_id, and perhaps bbox, area, iscrowd}]}, the PNG being
+    `masks_path`/`file_name` -> {image_id, annotations}. A box that is not given is the mask's. Raises ValueError naming
+    `place` for what is missing, and for a file outside `masks_path`.
+    """
+    file_name, image_id = annotation.get("file_name"), annotation.get("image_id", annotation.get("id"))
+    place = f"{place} (image_id {image_id})"
+    if masks_path is None or not file_name:
+        missing = "masks_path, the folder of the PNGs" if masks_path is None else "'file_name', the PNG in masks_path"
+        raise ValueError(f"{place}: a panoptic annotation needs {missing}.")
+    if Path(file_name).is_absolute() or ".." in Path(file_name).parts:
+        raise ValueError(f"{place}: file_name {file_name!r} leaves the folder masks_path; give a path within it.")
+    path, objects = str(Path(masks_path) / file_name), []
+    for i, segment in enumerate(annotation["segments_info"]):
+        missing_keys = {"id", "category_id"} - set(segment)
+        if missing_keys:
+            raise ValueError(f"{place}: segment {i} lacks {' and '.join(sorted(missing_keys))}; it has {set(segment)}.")
+        entry, box = {"file": path, "id": int(segment["id"])}, segment.get("bbox")
+        if box is None:
+            mask = decode_segmentation(entry, image_hw, f"{place}: segment {i}")
+            box = boxes_from_masks(mask[None])[0].tolist()
+        kept = {name: segment.get(name) for name in ("category_id", "area", "iscrowd")}
+        objects.append({**kept, "bbox": box, "segmentation": entry})
+    return {"image_id": image_id, "annotations": objects}
