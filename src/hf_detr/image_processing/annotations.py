@@ -16,8 +16,10 @@ from torchvision.transforms.v2 import functional as tvF
 
 from ..boxes import xywh_to_xyxy, xyxy_to_cxcywh
 from ..data.box_policy import BoxPolicy
-from ..data.masks import boxes_from_masks, decode_segmentation
+from ..data.masks import SegmentFiles, boxes_from_masks, decode_segmentation
 from ..data.targets import read_image_id, read_targets
+
+_SEGMENT_KEYS = ("category_id", "bbox", "area", "iscrowd")
 
 
 def prepare_labels(
@@ -106,7 +108,8 @@ def _panoptic_as_objects(
     """COCO's panoptic annotation as one of objects, every segment of the PNG being one.
 
     {image_id (or id), file_name, segments_info [{id, category_id, and perhaps bbox, area, iscrowd}]}, the PNG being
-    `masks_path`/`file_name` -> {image_id, annotations}. A box that is not given is the mask's. Raises ValueError naming
+    `masks_path`/`file_name` -> {image_id, annotations}. A box or area
+    that is not given is the mask's. Raises ValueError naming
     `place` for what is missing, and for a file outside `masks_path`.
     """
     file_name, image_id = annotation.get("file_name"), annotation.get("image_id", annotation.get("id"))
@@ -116,15 +119,16 @@ def _panoptic_as_objects(
         raise ValueError(f"{place}: a panoptic annotation needs {missing}.")
     if Path(file_name).is_absolute() or ".." in Path(file_name).parts:
         raise ValueError(f"{place}: file_name {file_name!r} leaves the folder masks_path; give a path within it.")
-    path, objects = str(Path(masks_path) / file_name), []
+    path, objects, files = str(Path(masks_path) / file_name), [], SegmentFiles()
     for i, segment in enumerate(annotation["segments_info"]):
         missing_keys = {"id", "category_id"} - set(segment)
         if missing_keys:
             raise ValueError(f"{place}: segment {i} lacks {' and '.join(sorted(missing_keys))}; it has {set(segment)}.")
-        entry, box = {"file": path, "id": int(segment["id"])}, segment.get("bbox")
-        if box is None:
-            mask = decode_segmentation(entry, image_hw, f"{place}: segment {i}")
-            box = boxes_from_masks(mask[None])[0].tolist()
-        kept = {name: segment.get(name) for name in ("category_id", "area", "iscrowd")}
-        objects.append({**kept, "bbox": box, "segmentation": entry})
+        entry = {"file": path, "id": int(segment["id"])}
+        given = {"segmentation": entry, "iscrowd": 0}
+        if segment.get("bbox") is None or segment.get("area") is None:
+            mask = decode_segmentation(entry, image_hw, f"{place}: segment {i}", files)
+            given |= {"bbox": boxes_from_masks(mask[None])[0].tolist(), "area": float(mask.sum())}
+        given |= {name: value for name, value in segment.items() if name in _SEGMENT_KEYS and value is not None}
+        objects.append(given)
     return {"image_id": image_id, "annotations": objects}
