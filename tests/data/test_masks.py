@@ -16,6 +16,7 @@ from hf_detr.data.masks import (
 from .mask_folders import rle_list
 
 coco_mask = pytest.importorskip("pycocotools.mask")
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
 
 
 def random_masks(count=12):

@@ -18,6 +18,7 @@ from hf_detr.data.checks import check_dataset
 from hf_detr.data.loading import load_detection_dataset
 from hf_detr.evaluation import CocoEvaluator
 
+from .formats.test_mask_formats import voc_masks
 from .mask_folders import write_coco_folder, write_panoptic_folder
 from .tiny_data import SCENES, write_pictures
 
@@ -45,6 +46,12 @@ def panoptic_dir(tmp_path):
 @pytest.fixture
 def coco_masks_dir(tmp_path):
     return write_coco_folder(tmp_path / "masks", {"train": shape_scenes(3, 32, task="instance")})
+
+
+@pytest.fixture
+def voc_masks_dir(tmp_path):
+    voc_masks(tmp_path / "voc_masks")
+    return tmp_path / "voc_masks"
 
 
 @pytest.fixture
@@ -143,7 +150,7 @@ def train_reads(root) -> bool:
     return True
 
 
-@pytest.mark.parametrize("format", ["coco_masks", "panoptic"])
+@pytest.mark.parametrize("format", ["coco_masks", "voc_masks", "panoptic"])
 def test_what_check_passes_of_masks_can_be_trained_on(request, tmp_path, monkeypatch, format):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     sound = request.getfixturevalue(f"{format}_dir")
@@ -166,7 +173,7 @@ def test_what_check_passes_of_masks_can_be_trained_on(request, tmp_path, monkeyp
     assert 0 < passed < 30
 
 
-@pytest.mark.parametrize("format", ["coco", "voc", "yolo", "panoptic", "hub", "saved"])
+@pytest.mark.parametrize("format", ["coco", "voc", "voc_masks", "yolo", "panoptic", "hub", "saved"])
 def test_what_check_passes_train_reads_and_nothing_ends_in_a_traceback(request, tmp_path, monkeypatch, capsys, format):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

@@ -61,8 +61,10 @@ def as_entry(segmentation: Any) -> dict[str, Any] | None:
         return _entry(size=size, counts=counts)
     if "file" in given:
         try:
-            return _entry(file=os.fspath(given["file"]), id=operator.index(given.get("id")))
-        except TypeError:
+            path = os.fspath(given["file"])
+            path.encode()  # what is no UTF-8 cannot be held by a column
+            return _entry(file=path, id=operator.index(given.get("id")))
+        except (TypeError, ValueError, AttributeError):
             message = f"segmentation {_short(given)}; expected a file and the id of a segment in it."
             raise MaskError("unreadable", message) from None
     if given and "polygons" not in given:

@@ -238,6 +238,11 @@ def test_classes_of_masks_alone_are_stuff_and_numbered_by_palette_or_label_map(t
     (tmp_path / "labelmap.txt").unlink()
     with pytest.raises(ValueError, match=r"no labelmap\.txt that names the classes; pass class_names"):
         load_detection_dataset(tmp_path)
+    with (tmp_path / "ImageSets" / "Segmentation" / "default.txt").open("a") as listing:
+        listing.write("../a\n")
+    with pytest.raises(ValueError, match=r"default\.txt: no SegmentationClass/\.\./a\.png"):
+        load_detection_dataset(tmp_path, class_names=["cat", "dog"])
+    (tmp_path / "ImageSets" / "Segmentation" / "default.txt").unlink()
     named = load_detection_dataset(tmp_path, class_names=["cat", "dog"])["train"]
     assert [row["objects"]["category"] for row in named] == [[0, 1], [1], []]
     with pytest.raises(ValueError, match=r"SegmentationClass/a\.png: the index 2 is that of no class"):

@@ -123,11 +123,15 @@ def _classes(root: Path, class_names: Sequence[str] | None) -> tuple[list[str], 
 
 def _members(root: Path, findings: Findings) -> dict[str, list[str]]:
     """Split -> names of its images."""
-    members = {}
-    for listing in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
-        stems = dict.fromkeys(line.strip() for line in read_lines(listing, findings) if line.strip())
-        members[split_name(listing.stem)] = list(stems)
     every = sorted(path.stem for path in (root / "SegmentationClass").glob("*.png") if not path.name.startswith("."))
+    known, members = set(every), {}
+    for listing in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
+        split = split_name(listing.stem)
+        stems = dict.fromkeys(line.strip() for line in read_lines(listing, findings, split) if line.strip())
+        for stem in [one for one in stems if one not in known]:  # nor is a path out of the folder
+            message = f"no SegmentationClass/{stem}.png; add it, or remove the line."
+            findings.error("missing annotation", listing, message, split)
+        members[split] = [one for one in stems if one in known]
     return with_train(members or {"train": every})
 
 
