@@ -11,6 +11,7 @@ and None for an object without a mask. Entries are references: nothing is decode
 """
 
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 ENTRY_FIELDS = ("polygons", "size", "counts", "file", "id")
+_FAR_PX = 2**20  # drawing a polygon takes memory by its length, NaN and infinity all of it
 _COLOURED, _INDEXED = ("RGB", "RGBA"), ("P", "L", "1", "I", "I;16", "I;16B")
 # what PIL raises for a damaged file
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -51,16 +53,22 @@ def as_entry(segmentation: Any) -> dict[str, Any] | None:
         size, counts = _size_of(given), given.get("counts")
         if isinstance(counts, bytes):
             counts = counts.decode("latin-1")
-        if not (isinstance(counts, str) and counts.isascii()):
+        if not isinstance(counts, str):
             counts = _compressed(counts, size)
+        # 6 bits a character, "0" to "o"; from "P" on another follows; "0" alone is no run at all
+        elif not (counts.strip("0") and min(counts) >= "0" and max(counts) <= "o" and counts[-1] < "P"):
+            raise _bad_encoding(counts, size)
         return _entry(size=size, counts=counts)
     if "file" in given:
-        number = given.get("id")
-        if not isinstance(given["file"], str) or isinstance(number, bool) or not isinstance(number, int):
-            raise MaskError("bad mask", f"segmentation {_short(given)}; expected a file and the id of a segment in it.")
-        return _entry(file=given["file"], id=number)
+        try:
+            path = os.fspath(given["file"])
+            path.encode()  # what is no UTF-8 cannot be held by a column
+            return _entry(file=path, id=operator.index(given.get("id")))
+        except (TypeError, ValueError, AttributeError):
+            message = f"segmentation {_short(given)}; expected a file and the id of a segment in it."
+            raise MaskError("unreadable", message) from None
     if given and "polygons" not in given:
-        raise MaskError("bad mask", f"segmentation {_short(segmentation)}; {_FORMS}.")
+        raise MaskError("unreadable", f"segmentation {_short(segmentation)}; {_FORMS}.")
     return as_entry(given.get("polygons"))
 
 
@@ -80,15 +88,6 @@ def decode_segmentation(
         raise MaskError(error.kind, f"{place}: {error}") from error
 
 
-def decode_segmentations(segmentations: Sequence[Any], size_hw: tuple[int, int], place: str) -> NDArray:
-    """(T, h, w) uint8, 0 or 1: the masks of the objects of one image; a PNG is read once. Raises as for one."""
-    files = SegmentFiles()
-    masks = np.zeros((len(segmentations), *size_hw), dtype=np.uint8)
-    for i, segmentation in enumerate(segmentations):
-        masks[i] = decode_segmentation(segmentation, size_hw, f"{place}: object {i}", files)
-    return masks
-
-
 def encode_mask(mask: NDArray | Tensor) -> dict[str, Any]:
     """The entry, size and counts, of a mask (h, w): what is not 0 is the object."""
     array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else mask
@@ -106,13 +105,16 @@ def boxes_from_masks(masks: NDArray | Tensor) -> NDArray:
     return boxes * columns.any(axis=1)[:, None]
 
 
-def box_of(segmentation: Any, size_hw: tuple[int, int]) -> tuple[float, float, float, float]:
-    """xywh in pixels around an entry: a polygon's to the point, a mask's to the pixel. Raises MaskError."""
-    entry = as_entry(segmentation)
-    if entry is not None and entry["polygons"] is not None:
-        x, y = (np.concatenate([polygon[axis::2] for polygon in entry["polygons"]]) for axis in (0, 1))
-        return float(x.min()), float(y.min()), float(np.ptp(x)), float(np.ptp(y))
-    return tuple(boxes_from_masks(decode_segmentation(entry, size_hw)[None])[0].tolist())
+def box_of(segmentation: Any, size_hw: tuple[int, int]) -> tuple[float, ...] | None:
+    """xywh in pixels around an entry: a polygon's to the point, a mask's to the pixel; None where there is no mask."""
+    try:
+        entry = as_entry(segmentation)
+        if entry is not None and entry["polygons"] is not None:
+            x, y = (np.concatenate([polygon[axis::2] for polygon in entry["polygons"]]) for axis in (0, 1))
+            return float(x.min()), float(y.min()), float(np.ptp(x)), float(np.ptp(y))
+        return tuple(boxes_from_masks(decode_segmentation(entry, size_hw)[None])[0].tolist())
+    except MaskError:
+        return None
 
 
 class SegmentFiles:
@@ -142,7 +144,7 @@ def _decoded(segmentation: Any, size_hw: tuple[int, int], files: SegmentFiles) -
         return (mask != 0).astype(np.uint8)
     entry = as_entry(segmentation)
     if entry is None:
-        raise MaskError("no mask", f"segmentation {_short(segmentation)} says nothing; {_FORMS}.")
+        raise MaskError("none", f"segmentation {_short(segmentation)} says nothing; {_FORMS}.")
     if entry["file"] is not None:
         ids = files(entry["file"])
         _check_size(ids.shape, size_hw, entry["file"])
@@ -154,8 +156,7 @@ def _decoded(segmentation: Any, size_hw: tuple[int, int], files: SegmentFiles) -
     if entry["polygons"] is not None:
         return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(entry["polygons"], height, width)))
     _check_size(entry["size"], size_hw, "the encoded mask")
-    runs = np.array(_runs(entry["counts"], entry["size"]), dtype=np.int64)
-    return np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(width, height).T
+    return _decoded_runs(entry["counts"], entry["size"])
 
 
 _CORRECT = "correct the annotation or remove the object"
@@ -164,7 +165,7 @@ _CORRECT = "correct the annotation or remove the object"
 def _check_size(size: Sequence[int], size_hw: tuple[int, int], what: str) -> None:
     if tuple(size) != tuple(size_hw):
         raise MaskError(
-            "mask size differs",
+            "size differs",
             f"{what} has size {list(size)}, its image {list(size_hw)} (height, width); make the mask anew.",
         )
 
@@ -174,7 +175,7 @@ def _polygons(given: Any) -> list[list[float]]:
     if given is None:
         return []
     if isinstance(given, (str, bytes)) or not isinstance(given, (Sequence, np.ndarray, Tensor)):
-        raise MaskError("bad mask", f"segmentation {_short(given)}; masks need {_FORMS.removeprefix('expected ')}.")
+        raise MaskError("unreadable", f"segmentation {_short(given)}; masks need {_FORMS.removeprefix('expected ')}.")
     polygons = []
     for one in given:
         try:
@@ -183,8 +184,8 @@ def _polygons(given: Any) -> list[list[float]]:
             polygon = np.array([[np.nan]])
         if polygon.ndim == 1 and polygon.size < 6 and not polygon.size % 2:
             kind, hint = "polygon of fewer than 3 points", ""
-        elif polygon.ndim != 1 or polygon.size % 2 or not np.isfinite(polygon).all():
-            kind, hint = "bad mask", " (a polygon is a list in the list of polygons)" if polygon.ndim == 0 else ""
+        elif polygon.ndim != 1 or polygon.size % 2 or not (np.abs(polygon) < _FAR_PX).all():
+            kind, hint = "unreadable", " (a polygon is a list in the list of polygons)" if polygon.ndim == 0 else ""
         else:
             polygons.append(polygon.tolist())
             continue
@@ -198,52 +199,43 @@ def _size_of(given: Mapping[str, Any]) -> list[int]:
     except (TypeError, ValueError):
         height = width = 0
     if not (0 < height < 2**31 and 0 < width < 2**31):
-        raise MaskError("bad mask", f"the encoded mask has size {_short(given.get('size'))}; expected [height, width].")
+        raise MaskError(
+            "unreadable", f"the encoded mask has size {_short(given.get('size'))}; expected [height, width]."
+        )
     return [height, width]
 
 
 def _compressed(counts: Any, size: list[int]) -> str:
-    """COCO's compressed text of a list of counts."""
+    """COCO's compressed text of a list of counts, the lengths of runs of 0 and 1 in turn, column by column."""
     height, width = size
-    runs = _runs(counts, size)
-    return coco_mask.frPyObjects({"size": size, "counts": runs}, height, width)["counts"].decode("ascii")
-
-
-def _runs(counts: Any, size: list[int]) -> list[int]:
-    """The lengths of the runs, zeros first, column by column, from a list or from COCO's compressed text.
-
-    Read here because the libraries that decode these do not all notice that runs are missing.
-    """
     try:
-        if isinstance(counts, (str, bytes)):
-            runs = _uncompressed(counts.encode("latin-1") if isinstance(counts, str) else counts)
-        else:
-            runs = [operator.index(count) for count in counts]
-        if all(0 <= run < 2**31 for run in runs) and sum(runs) == size[0] * size[1]:
-            return runs
-    except (TypeError, ValueError):
+        counts = [operator.index(count) for count in counts]
+        if min(counts) >= 0 and sum(counts) == height * width:
+            return coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)["counts"].decode("ascii")
+    except (TypeError, ValueError, OverflowError):
         pass
-    raise MaskError(
-        "bad mask",
+    raise _bad_encoding(counts, size)
+
+
+def _decoded_runs(counts: str, size: list[int]) -> NDArray:
+    height, width = size
+    try:
+        rle = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
+        mask = coco_mask.decode(rle)
+        # runs that end early are decoded as if zeros followed; the union with itself adds none, and so tells
+        if coco_mask.merge([rle, rle])["counts"] == coco_mask.encode(mask)["counts"]:
+            return mask
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise _bad_encoding(counts, size)
+
+
+def _bad_encoding(counts: Any, size: list[int]) -> MaskError:
+    return MaskError(
+        "unreadable",
         f"the run-length encoding {_short(counts)} cannot be decoded; write the mask anew, with counts that add up to "
         f"{size[0]} x {size[1]}.",
     )
-
-
-def _uncompressed(text: bytes) -> list[int]:
-    runs, value, shift = [], 0, 0
-    for byte in text:
-        if not 48 <= byte < 48 + 64:
-            raise ValueError(f"byte {byte}")
-        # 5 bits, the lowest first; bit 5 says that more follow, bit 4 of the last is the sign
-        value, shift = value | (byte - 48 & 31) << shift, shift + 5
-        if not byte - 48 & 32:
-            value -= (byte - 48 & 16) and 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))  # the difference from the last run of its kind
-            value = shift = 0
-    if shift:
-        raise ValueError("the last number is cut off")
-    return runs
 
 
 def _segment_ids(path: str) -> NDArray:
@@ -252,15 +244,15 @@ def _segment_ids(path: str) -> NDArray:
             image.load()
             mode, pixels = image.mode, np.array(image)
     except FileNotFoundError as error:
-        raise MaskError("missing mask file", f"{path}: no such PNG of masks; restore it, or {_CORRECT}.") from error
+        raise MaskError("file missing", f"{path}: no such PNG of masks; restore it, or {_CORRECT}.") from error
     except _UNREADABLE as error:
-        raise MaskError("corrupt mask file", f"{path}: not a readable PNG ({error}); replace it.") from error
+        raise MaskError("file corrupt", f"{path}: not a readable PNG ({error}); replace it.") from error
     if mode in _COLOURED:
         red, green, blue = np.moveaxis(pixels[..., :3].astype(np.int64), -1, 0)
         return red + 256 * green + 65536 * blue
     if mode in _INDEXED:
         return pixels.astype(np.int64)
-    raise MaskError("corrupt mask file", f"{path}: a PNG of mode {mode}; masks are indices (P, L) or colours (RGB).")
+    raise MaskError("file corrupt", f"{path}: a PNG of mode {mode}; masks are indices (P, L) or colours (RGB).")
 
 
 def _short(value: Any) -> str:

@@ -61,7 +61,7 @@ def prepare_labels(
         with_masks = True if with_masks is None else with_masks
     image_id = read_image_id(annotation, place)
     place = f"{place} (image_id {image_id})"
-    targets = read_targets(annotation, place, with_segmentations=bool(with_masks))
+    targets = read_targets(annotation, place)
     policy = BoxPolicy(on_bad_box)
     height, width = image_hw
     targets = targets.select(~targets.crowds).under(policy, width, height, place)
@@ -84,10 +84,7 @@ def prepare_labels(
         "size": _int64(visible_hw),
     }
     if with_masks:
-        files, masks = SegmentFiles(), np.zeros((len(targets), *image_hw), dtype=np.uint8)
-        for mask, entry, i in zip(masks, targets.segmentations, targets.index.tolist(), strict=True):
-            mask[:] = decode_segmentation(entry, image_hw, f"{place}: object {i}", files)
-        labels["masks"] = _resized(torch.from_numpy(masks), visible_hw)
+        labels["masks"] = _resized(torch.from_numpy(targets.masks(image_hw, place)), visible_hw)
     return labels
 
 
