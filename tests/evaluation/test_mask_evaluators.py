@@ -7,8 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_detr import shape_scenes
 from hf_detr.data.masks import decode_segmentation
+from hf_detr.data.schema import class_names
 from hf_detr.evaluation import CocoEvaluator, EvaluatorGroup, PanopticEvaluator, SemanticEvaluator
+from hf_detr.evaluation.panoptic import read_truth
 
 from .mask_cases import (
     SIZE_HW,
@@ -201,6 +204,21 @@ def test_panoptic_rows_give_the_numbers_of_their_maps(tmp_path):
     assert fed(PanopticEvaluator(CLASSES), results, rows).compute() == expected
     tensors = [{**one, "segmentation": torch.from_numpy(one["segmentation"])} for one in results]
     assert fed(PanopticEvaluator(CLASSES, stuff=STUFF), tensors, targets).compute() == expected
+
+
+def test_the_truth_of_generated_scenes_has_a_quality_of_one():
+    scenes = shape_scenes(3, task="panoptic")
+    results = []
+    for row in scenes:
+        truth = read_truth(row, (96, 96), "scene")
+        ids = np.zeros((96, 96), np.int32)
+        for number, counts in enumerate(truth.counts, start=1):
+            ids[decode_segmentation({"size": [96, 96], "counts": counts}, (96, 96)) > 0] = number
+        infos = [{"id": number, "label_id": int(label)} for number, label in enumerate(truth.labels, start=1)]
+        results.append({"segmentation": ids, "segments_info": infos})
+    metrics = fed(PanopticEvaluator(class_names(scenes)), results, list(scenes)).compute()
+    assert metrics["pq_things"] == metrics["pq_stuff"] == 1
+    assert {name for name, one in metrics["per_class"].items() if not one["is_thing"]} >= {"striped", "checked"}
 
 
 def test_fused_dicts_are_one_segment_and_an_empty_result_finds_nothing():
