@@ -6,7 +6,9 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder of a run or a checkpoint, or a name on the Hub")
-    parser.add_argument("--format", choices=("onnx", "openvino", "executorch", "torch"), default="onnx", help="default: %(default)s")
+    parser.add_argument(
+        "--format", choices=("onnx", "openvino", "executorch", "torch"), default="onnx", help="default: %(default)s"
+    )
     parser.add_argument("--output", "-o", type=Path, help="folder to write (default: MODEL-FORMAT in this folder)")
     parser.add_argument(
         "--post-process", action="store_true", help="the graph gives scores, labels and boxes in pixels by itself"
