@@ -46,8 +46,8 @@ def test_a_limited_run_killed_twice_has_the_weights_of_one_that_was_left_alone(d
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_photographs_five_minutes_killed_twice_and_left_alone_give_the_same_weights(shared, tmp_path):
-    words = [shared / "data" / "bccd", "--on-bad-box", "drop", "--model", tiny_checkpoint(), "--image-size", "160"]
-    words += ["--batch-size", "8", "--workers", "1", "--device", "cpu"]
+    words = [shared / "data" / "bccd", "--on-bad-box", "drop", "--model", tiny_checkpoint(), "--num-queries", "40"]
+    words += ["--image-size", "160", "--batch-size", "8", "--workers", "1", "--device", "cpu"]
     run = tmp_path / "killed"
     killed(2, 5, "--output", run, *words, "--time-limit", "5m", timeout=1800)
     kept, metrics = (json.loads((run / name).read_text()) for name in ("run.json", "metrics.json"))
