@@ -8,12 +8,13 @@ import torch
 import yaml
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
-from transformers import TrainerCallback, integrations
+from transformers import TrainerCallback, TrainerState, integrations
 from transformers.integrations import integration_utils
 
 from hf_detr import DetrForObjectDetection
 from hf_detr.cli import _batch_size
 from hf_detr.cli._arguments import seconds_of
+from hf_detr.cli._callbacks import UNPLANNED, OneBar
 from hf_detr.cli.main import main
 from hf_detr.data.synthetic.digits import digit_scenes
 
@@ -141,6 +142,19 @@ def test_rates_that_fall_before_the_length_of_a_limited_run_is_known_are_refused
     words = ["--output", tmp_path / "run", "--time-limit", "5m", "--lr-drop-at", "0.1"]
     assert train("data", *words) == 2
     assert "--lr-drop-at 0.1 with --time-limit" in capsys.readouterr().err
+
+
+def test_the_bar_of_a_limited_run_gets_its_length_when_the_steps_are_decided(capsys):
+    bar, state = OneBar(), TrainerState(max_steps=4 * UNPLANNED, is_world_process_zero=True)
+    bar.on_train_begin(None, state, None)
+    for state.global_step in (1, 2):
+        bar.on_step_end(None, state, None)
+    state.max_steps, state.global_step = 7, 3
+    bar.on_step_end(None, state, None)
+    bar.on_train_end(None, state, None)
+    lines = capsys.readouterr().err.split("\r")
+    assert "0step" in lines[1]
+    assert " 3/7 " in lines[-1]
 
 
 def test_the_automatic_batch_is_the_largest_whose_step_fits(monkeypatch):

@@ -68,20 +68,20 @@ class OneBar(TrainerCallback):
             self.bar.unpause()  # what an earlier run did is not this one's speed
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.bar:
+        if self.bar is not None:  # a bar without a total has no truth
             self.bar.total = _planned(state)
             self.bar.set_description("train", refresh=False)
             self.bar.update(state.global_step - self.bar.n)
 
     def on_prediction_step(self, args, state, control, **kwargs):
-        if self.bar:
+        if self.bar is not None:
             self.bar.set_description("evaluate", refresh=False)
             self.bar.update(0)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         shown = {"loss": "loss", "eval_map": "AP", "eval_map_50": "AP50"}
         self.seen |= {shown[name]: f"{value:.3f}" for name, value in (logs or {}).items() if name in shown}
-        if self.bar:
+        if self.bar is not None:
             self.bar.set_postfix({"epoch": f"{state.epoch or 0:.1f}", **self.seen})
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -89,7 +89,7 @@ class OneBar(TrainerCallback):
 
     def close(self) -> None:
         """Ends the bar where it stands."""
-        if self.bar:
+        if self.bar is not None:
             self.bar.close()
             self.bar = None
 
