@@ -113,7 +113,7 @@ def test_when_the_time_runs_out_before_the_plan_it_stops_evaluates_and_saves(mak
     trainer, limit, clock = limited(
         make_trainer, Clock(slow_after=8), eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True
     )
-    with pytest.warns(UserWarning, match=r"time limit ends the training after step \d+ of 23 planned"):
+    with pytest.warns(UserWarning, match=r"time limit ends the training after step \d+, of 23 planned"):
         trainer.train()
     last = trainer.state.global_step
     assert 8 < last < limit.steps == PLANNED

@@ -116,18 +116,21 @@ class TimeLimit(TrainerCallback, ExportableState):
         first, used_at_first_s = self._first_step
         every = steps_between_evaluations(args, state, train_dataloader)
         is_due = every is not None and step % every == 0
-        if self.steps is None:
-            measured = step - first
-            self.step_s = (used_s - used_at_first_s) / measured if measured else used_s - self._began_at_s
-            enough = measured + 1 >= _FEWEST_MEASURED and used_s >= _MEASURED * self.seconds
-            if enough and not is_due:  # else at the end of the evaluation
-                self._decide(args, state, used_s, every)
+        measured = step - first
+        if self.steps is None or self.evaluation_s is None:  # from the first evaluation on, steps are not alone
+            if measured:
+                self.step_s = (used_s - used_at_first_s) / measured
+            elif is_due:
+                self.step_s = used_s - self._began_at_s
+        enough = measured + 1 >= _FEWEST_MEASURED and used_s >= _MEASURED * self.seconds
+        if self.steps is None and enough and not is_due:  # else at the end of the evaluation
+            self._decide(args, state, used_s, every)
         step_s = self.step_s or 0.0
         evaluations_s = self._evaluation_s(args, state) * (2 if is_due else 1) + self._after_s(args, state)
         if used_s + step_s + evaluations_s > self.seconds and step < state.max_steps:
             warnings.warn(
-                f"The time limit ends the training after step {step}"
-                + (" of which no plan was made yet." if self.steps is None else f" of {self.steps} planned.")
+                f"The time limit ends the training after step {step}, "
+                + ("before the number of steps was decided." if self.steps is None else f"of {self.steps} planned.")
             )
             control.should_training_stop = True  # with epochs the end of this one evaluates and saves
             control.should_evaluate |= args.eval_strategy == "steps"
