@@ -51,7 +51,7 @@ def test_photographs_five_minutes_killed_twice_and_left_alone_give_the_same_weig
     run = tmp_path / "killed"
     killed(2, 5, "--output", run, *words, "--time-limit", "5m", timeout=1800)
     kept, metrics = (json.loads((run / name).read_text()) for name in ("run.json", "metrics.json"))
-    assert kept["max_steps"] == metrics["steps"], "the machine became slower than it was when the steps were planned"
+    assert metrics["steps"] == (kept["stop_after"] or kept["max_steps"])
     alone = ["--config", str(run / "run.json"), "--output", str(tmp_path / "alone"), "--time-limit", "1h"]
     assert main(["train", *alone]) == 0
     assert_same_weights(run, tmp_path / "alone")

@@ -49,10 +49,10 @@ class Clock(TrainerCallback):
         return self.now
 
 
-def limited(make, clock=None, seconds=LIMIT_S, steps=None, on_plan=None, **changes):
+def limited(make, clock=None, seconds=LIMIT_S, steps=None, stop_at=None, on_decision=None, **changes):
     """A trainer with a limit, its limit, and its clock."""
     clock = clock or Clock()
-    limit = TimeLimit(seconds, evaluated_images=2, steps=steps, on_plan=on_plan, clock=clock)
+    limit = TimeLimit(seconds, 2, steps=steps, stop_at=stop_at, on_decision=on_decision, clock=clock)
     changes = {**RUN, **changes}
     trainer = make(model(dropout=0.1, seed=7), options={"callbacks": [clock, limit]}, **changes)
     return trainer, limit, clock
@@ -71,7 +71,7 @@ def undisturbed(tmp_path_factory):
     """A limited training that was left alone, with a checkpoint of each step, and what was said of its plan."""
     plans = []
     trainer, limit, clock = limited(
-        trainer_maker(tmp_path_factory.mktemp("undisturbed")), on_plan=lambda limit: plans.append(limit.steps)
+        trainer_maker(tmp_path_factory.mktemp("undisturbed")), on_decision=lambda limit: plans.append(limit.steps)
     )
     trainer.train()
     return trainer, limit, clock, plans
@@ -109,24 +109,37 @@ def test_a_resumed_run_keeps_the_plan_and_ends_with_the_weights_of_an_undisturbe
     assert limit.used_s == pytest.approx(before + clock.now - 1000)
 
 
-def test_when_the_time_runs_out_before_the_plan_it_stops_evaluates_and_saves(make_trainer, tmp_path):
+def test_when_the_time_runs_out_it_stops_evaluates_and_saves_and_that_can_be_repeated(make_trainer, tmp_path):
+    decided = []
+    epochs = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": False}
     trainer, limit, clock = limited(
-        make_trainer, Clock(slow_after=8), eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True
+        make_trainer,
+        Clock(slow_after=8),
+        on_decision=lambda limit: decided.append((limit.steps, limit.stop_at)),
+        **epochs,
     )
     with pytest.warns(UserWarning, match=r"time limit ends the training after step \d+, of 23 planned"):
         trainer.train()
     last = trainer.state.global_step
     assert 8 < last < limit.steps == PLANNED
+    assert decided == [(PLANNED, None), (PLANNED, last)]
     assert 0.8 * LIMIT_S < clock.now - 1000 <= LIMIT_S
     assert [entry["step"] for entry in trainer.state.log_history if "eval_map" in entry][-1] == last
     assert (tmp_path / "run" / f"checkpoint-{last}" / "trainer_state.json").is_file()
+
+    again, _, _ = limited(
+        make_trainer, seconds=1000.0, steps=PLANNED, stop_at=last, **{**epochs, "save_strategy": "no"}
+    )
+    again.train()
+    assert again.state.global_step == last
+    assert_same_weights(again, trainer)
 
 
 def test_where_no_evaluation_comes_soon_the_plan_is_made_after_a_tenth_of_the_time(make_trainer):
     plans = []
     clock = Clock(evaluation_s=1.0)  # of two images, in steps of one: as long as training on one image of them
     trainer, _, _ = limited(
-        make_trainer, clock, 30.0, on_plan=lambda limit: plans.append((limit.steps, clock.now - 1000)),
+        make_trainer, clock, 30.0, on_decision=lambda limit: plans.append((limit.steps, clock.now - 1000)),
         per_device_train_batch_size=1, eval_steps=8, save_strategy="no",
     )  # fmt: skip
     trainer.train()

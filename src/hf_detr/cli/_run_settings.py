@@ -39,8 +39,9 @@ def _take_decisions(args: argparse.Namespace, before: dict[str, Any]) -> None:
     """What the run was left to decide for itself, it has decided for good."""
     if args.batch_size == "auto":
         args.batch_size = before.get("batch_size")
-    if args.time_limit is not None and args.max_steps is None:
-        args.max_steps = before.get("max_steps")
+    if args.time_limit is not None:
+        args.max_steps = args.max_steps or before.get("max_steps")
+        args.stop_after = args.stop_after or before.get("stop_after")
 
 
 def write_settings(args: argparse.Namespace) -> None:

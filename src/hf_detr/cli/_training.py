@@ -148,17 +148,19 @@ def check_reporter(name: str) -> None:
 
 
 def make_time_limit(args: argparse.Namespace, splits: Splits, used_s: float) -> TimeLimit:
-    """What ends the training in time for everything that comes after it, and keeps its decision in the run folder."""
+    """What ends the training in time for what comes after it, and keeps in the run folder what it decides."""
 
     def keep(limit: TimeLimit) -> None:
-        args.max_steps = limit.steps
+        args.max_steps, args.stop_after = limit.steps, limit.stop_at
         if int(os.environ.get("RANK", "0")) == 0:
             write_settings(args)
-            tqdm.write(f"--time-limit {args.time_limit}: {limit.steps:,} steps, of {limit.step_s:.2g} s each")
+            if limit.stop_at is None:
+                tqdm.write(f"--time-limit {args.time_limit}: {limit.steps:,} steps, of {limit.step_s:.2g} s each")
 
     after = len(splits.test) + _NUM_DRAWN
+    decided = {"steps": args.max_steps, "stop_at": args.stop_after}
     return TimeLimit(
-        seconds_of(args.time_limit), len(splits.validation), after, args.max_steps, used_s=used_s, on_plan=keep
+        seconds_of(args.time_limit), len(splits.validation), after, used_s=used_s, on_decision=keep, **decided
     )
 
 

@@ -76,6 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="such as 90s, 20m or 1h30m: as many steps as fit, decided once, with evaluation and writing at the end",
     )  # fmt: skip
     training.add_argument(
+        "--stop-after", type=positive, metavar="N", help="of --max-steps, as a --time-limit did that ran out (run.json)"
+    )
+    training.add_argument(
         "--batch-size", type=batch_size, default=4, metavar="N",
         help="images a step (default 4); auto: the most that fit, at most 16 on a GPU, 4 on a CPU",
     )  # fmt: skip
@@ -224,6 +227,8 @@ def _check_together(args: argparse.Namespace) -> None:
             f"--lr-drop-at {args.lr_drop_at:g} with --time-limit: the length of the run is not known so early; give at "
             f"least {_EARLIEST_DROP:g}."
         )
+    if args.stop_after is not None and args.time_limit is None:
+        raise ValueError("--stop-after repeats a run with --time-limit; give that as well, or --max-steps alone.")
     if args.backbone_learning_rate is None:
         # random weights have as far to go as the rest
         random = args.backbone and not args.pretrained_backbone

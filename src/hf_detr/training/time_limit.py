@@ -27,15 +27,17 @@ class TimeLimit(TrainerCallback, ExportableState):
 
     The number is decided once and kept in every checkpoint, as is the time used. So a resumed run does not depend on
     the clock, and ends as one of `max_steps=limit.steps` does. The time of steps that a crash lost does not count.
-    Should the time run out before the planned steps, the training stops there, evaluates and saves.
+    Should the time run out before the planned steps, the training stops there, evaluates and saves; this step is
+    `stop_at`.
 
     Args:
         seconds: of the whole training, over all its attempts.
         evaluated_images: of one evaluation; used until one was measured.
         images_after: that are evaluated after the training, within the limit.
         steps: the decided number, where it is known.
+        stop_at: the step after which the time of a run ran out that is to be repeated.
         used_s: what is used before the first step.
-        on_plan: called once with the callback when the number is decided, in every process.
+        on_decision: called with the callback when `steps` or `stop_at` is decided, in every process.
         clock: in seconds.
 
     Raises:
@@ -48,12 +50,13 @@ class TimeLimit(TrainerCallback, ExportableState):
         evaluated_images: int = 0,
         images_after: int = 0,
         steps: int | None = None,
+        stop_at: int | None = None,
         used_s: float = 0.0,
-        on_plan: Callable[["TimeLimit"], None] | None = None,
+        on_decision: Callable[["TimeLimit"], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.seconds, self.evaluated_images, self.images_after = seconds, evaluated_images, images_after
-        self.steps, self.on_plan = steps, on_plan
+        self.steps, self.stop_at, self.on_decision = steps, stop_at, on_decision
         self.step_s: float | None = None  # of one step
         self.evaluation_s: float | None = None  # of one evaluation
         self._used_before_s, self._clock = used_s, clock
@@ -70,7 +73,7 @@ class TimeLimit(TrainerCallback, ExportableState):
     def state(self) -> dict[str, dict[str, Any]]:
         """What a checkpoint keeps."""
         args = {name: getattr(self, name) for name in ("seconds", "evaluated_images", "images_after")}
-        kept = {"steps": self.steps, "step_s": self.step_s, "evaluation_s": self.evaluation_s}
+        kept = {name: getattr(self, name) for name in ("steps", "stop_at", "step_s", "evaluation_s")}
         return {"args": {**args, "used_s": self.used_s}, "attributes": kept}
 
     def on_train_begin(
@@ -127,11 +130,15 @@ class TimeLimit(TrainerCallback, ExportableState):
             self._decide(args, state, used_s, every)
         step_s = self.step_s or 0.0
         evaluations_s = self._evaluation_s(args, state) * (2 if is_due else 1) + self._after_s(args, state)
-        if used_s + step_s + evaluations_s > self.seconds and step < state.max_steps:
-            warnings.warn(
-                f"The time limit ends the training after step {step}, "
-                + ("before the number of steps was decided." if self.steps is None else f"of {self.steps} planned.")
-            )
+        is_out = used_s + step_s + evaluations_s > self.seconds
+        if step < state.max_steps and (is_out or step == self.stop_at):
+            if step != self.stop_at:
+                warnings.warn(
+                    f"The time limit ends the training after step {step}, "
+                    + ("before the number of steps was decided." if self.steps is None else f"of {self.steps} planned.")
+                )
+                self.stop_at = step
+                self._tell()
             control.should_training_stop = True  # with epochs the end of this one evaluates and saves
             control.should_evaluate |= args.eval_strategy == "steps"
             control.should_save |= args.save_strategy == "steps"
@@ -172,8 +179,11 @@ class TimeLimit(TrainerCallback, ExportableState):
             )
         self.steps = steps
         self._apply(state)
-        if self.on_plan is not None:
-            self.on_plan(self)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.on_decision is not None:
+            self.on_decision(self)
 
     def _apply(self, state: TrainerState) -> None:
         if self.steps is not None:
