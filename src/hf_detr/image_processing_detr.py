@@ -10,7 +10,7 @@ import inspect
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from .image_processing.annotations import prepare_labels
 from .image_processing.canvas_buffer import CanvasBuffer
 from .image_processing.loading import as_image_list, check_float_range, load_image
+from .image_processing.mask_methods import MaskPostProcessing
 from .image_processing.padding import canvas_size, draw_canvas, draw_pixel_mask
 from .image_processing.post_processing import detections_from_outputs
 from .image_processing.settings import (
@@ -43,7 +44,7 @@ ImageLike = Image.Image | np.ndarray | Tensor | str | Path
 Annotation = Mapping[str, Any]
 
 
-class DetrImageProcessor(BaseImageProcessor):
+class DetrImageProcessor(MaskPostProcessing, BaseImageProcessor):
     """Resizes, normalises and pads images for DETR, converts annotations to its labels and its outputs to boxes.
 
     ```python
@@ -59,8 +60,8 @@ class DetrImageProcessor(BaseImageProcessor):
     Threads may share a processor.
 
     Args:
-        format: of the annotations, "coco_detection". "coco_panoptic" is read from files; its annotations are not
-            supported yet.
+        format: "coco_detection" or "coco_panoptic". Kept for stock, which must be told; here an annotation shows by
+            its keys which it is.
         size: {"shortest_edge", "longest_edge"} or {"max_height", "max_width"}, which keep the aspect ratio,
             {"height", "width"} or a pair, which do not; an integer is the shortest edge, the longest at most
             `max_size` (1333). Pixels. Default: 800 and 1333, the paper's.
@@ -81,6 +82,8 @@ class DetrImageProcessor(BaseImageProcessor):
         on_bad_box: "error", "drop" or "clip", for boxes that are not finite, have no width or height, lie outside
             their image, or reach beyond it by more than a pixel, as in `load_detection_dataset` and the trainer. The
             last two warn with a count. A smaller overhang is always clipped.
+        label_ids_to_fuse: the classes of stuff, of which panoptic post-processing makes one segment an image each
+            unless it is told otherwise. None: no class.
 
     Raises:
         TypeError: an unknown argument; the message names the nearest valid ones.
@@ -107,6 +110,7 @@ class DetrImageProcessor(BaseImageProcessor):
         do_convert_annotations: bool | None = None,
         do_exif_transpose: bool = True,
         on_bad_box: str = "error",
+        label_ids_to_fuse: Collection[int] | None = None,
         max_size: int | None = None,
         **unknown: Any,
     ):
@@ -129,6 +133,7 @@ class DetrImageProcessor(BaseImageProcessor):
             "do_convert_annotations": do_normalize if do_convert_annotations is None else do_convert_annotations,
             "do_exif_transpose": do_exif_transpose,
             "on_bad_box": on_bad_box,
+            "label_ids_to_fuse": label_ids_to_fuse,
         }
         vars(self).update(check_settings(settings))
         self._buffer = CanvasBuffer()
@@ -210,7 +215,7 @@ class DetrImageProcessor(BaseImageProcessor):
         settings = self._settings_of_call(overrides)
 
         images = as_image_list(images)
-        annotations = self._annotation_list(annotations, len(images), settings["format"], masks_path)
+        annotations = self._annotation_list(annotations, len(images))
         images = self._load_images(images, settings, input_data_format, device)
         images_hw = [(image.shape[1], image.shape[2]) for image in images]
         visible_hw = [resized_hw(hw, settings["size"]) if settings["do_resize"] else hw for hw in images_hw]
@@ -224,10 +229,10 @@ class DetrImageProcessor(BaseImageProcessor):
                     f"annotations[{i}]",
                     images_hw[i],
                     visible_hw[i],
-                    canvas_hw or visible_hw[i],
                     boxes_as_fractions=settings["do_convert_annotations"],
                     on_bad_box=settings["on_bad_box"],
-                    with_masks=bool(return_segmentation_masks),
+                    with_masks=return_segmentation_masks,
+                    masks_path=masks_path,
                 )
                 for i, annotation in enumerate(annotations)
             ]
@@ -279,26 +284,20 @@ class DetrImageProcessor(BaseImageProcessor):
         return detections_from_outputs(outputs, threshold, target_sizes, top_k, class_thresholds, nms_iou_threshold)
 
     def _settings_of_call(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        unknown = [name for name in overrides if name not in _SETTINGS or name == "max_size"]
+        unknown = [name for name in overrides if name not in _SETTINGS or name in _NOT_OF_A_CALL]
         if unknown:
             call = [n for n in inspect.signature(type(self).preprocess).parameters if n not in ("self", "overrides")]
             raise unknown_argument_error(
-                f"{type(self).__name__}.preprocess", unknown, {*_SETTINGS, *call} - {"max_size"}
+                f"{type(self).__name__}.preprocess", unknown, {*_SETTINGS, *call} - _NOT_OF_A_CALL
             )
         own = {name: getattr(self, name) for name in _SETTINGS if name != "max_size"}
         given = {name: value for name, value in overrides.items() if value is not None}
         return check_settings({**own, **given})
 
     @staticmethod
-    def _annotation_list(
-        annotations: Any, num_images: int, format: str, masks_path: Any
-    ) -> Sequence[Annotation] | None:
+    def _annotation_list(annotations: Any, num_images: int) -> Sequence[Annotation] | None:
         if annotations is None:
             return None
-        if format == "coco_panoptic" or masks_path is not None:
-            raise ValueError(
-                "Panoptic annotations are not supported yet; pass boxes with format='coco_detection' and no masks_path."
-            )
         annotations = [annotations] if isinstance(annotations, Mapping) else list(annotations)
         if len(annotations) != num_images:
             raise ValueError(f"{num_images} images but {len(annotations)} annotations; give one dict for each image.")
@@ -331,6 +330,7 @@ class DetrImageProcessor(BaseImageProcessor):
         return tensors
 
 
+_NOT_OF_A_CALL = {"max_size", "label_ids_to_fuse"}
 _SETTINGS = tuple(
     name for name in inspect.signature(DetrImageProcessor.__init__).parameters if name not in ("self", "unknown")
 )

@@ -249,7 +249,10 @@ def test_a_hub_name_goes_to_load_dataset_with_its_options(monkeypatch, tmp_path)
         ({"format": "csv"}, "format must be one of"),
         ({"on_bad_box": "ignore"}, "on_bad_box must be one of"),
         ({"bbox_format": "xyzw"}, "bbox_format must be one of"),
-        ({"class_names": ["cat"]}, "class_names is for voc and hub and saved sources, but .* is read as coco"),
+        (
+            {"class_names": ["cat"]},
+            "class_names is for voc and voc_masks and hub and saved sources, but .* is read as coco",
+        ),
         ({"voc_first_pixel": 0}, "voc_first_pixel is for voc sources"),
     ],
 )

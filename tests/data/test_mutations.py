@@ -1,6 +1,7 @@
 """Thirty random damages of every format: no traceback, and what `check` passes, `train` can read to the end."""
 
 import argparse
+import contextlib
 import json
 import random
 import shutil
@@ -10,12 +11,15 @@ from xml.etree import ElementTree
 import pytest
 from datasets import disable_progress_bars
 
-from hf_detr import DetectionTransform, DetrImageProcessor, transform_dataset
+from hf_detr import DetectionTransform, DetrImageProcessor, shape_scenes, transform_dataset
 from hf_detr.cli._training import load_splits, print_report
 from hf_detr.cli.main import main
+from hf_detr.data.checks import check_dataset
 from hf_detr.data.loading import load_detection_dataset
 from hf_detr.evaluation import CocoEvaluator
 
+from .formats.test_mask_formats import voc_masks
+from .mask_folders import write_coco_folder, write_panoptic_folder
 from .tiny_data import SCENES, write_pictures
 
 BAD = (None, "", "x", "no", "-1", -1, 0, 0.5, 1e999, float("nan"), -(2**63) - 1, 2**64, 10**400, True, [], {}, [None],
@@ -32,6 +36,22 @@ def hub_dir(tmp_path):
         lines.append(json.dumps({"file_name": f"{stem}.png", "objects": given, "image_id": len(lines)}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     return tmp_path / "hub"
+
+
+@pytest.fixture
+def panoptic_dir(tmp_path):
+    return write_panoptic_folder(tmp_path / "panoptic", {"train": shape_scenes(3, 32, task="panoptic")})
+
+
+@pytest.fixture
+def coco_masks_dir(tmp_path):
+    return write_coco_folder(tmp_path / "masks", {"train": shape_scenes(3, 32, task="instance")})
+
+
+@pytest.fixture
+def voc_masks_dir(tmp_path):
+    voc_masks(tmp_path / "voc_masks")
+    return tmp_path / "voc_masks"
 
 
 @pytest.fixture
@@ -130,7 +150,30 @@ def train_reads(root) -> bool:
     return True
 
 
-@pytest.mark.parametrize("format", ["coco", "voc", "yolo", "hub", "saved"])
+@pytest.mark.parametrize("format", ["coco_masks", "voc_masks", "panoptic"])
+def test_what_check_passes_of_masks_can_be_trained_on(request, tmp_path, monkeypatch, format):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    sound = request.getfixturevalue(f"{format}_dir")
+    transform = DetectionTransform(DetrImageProcessor(size={"height": 16, "width": 16}), masks=True)
+    passed = 0
+    for seed in range(30):
+        root = tmp_path / f"damaged{seed}"
+        shutil.copytree(sound, root)
+        done = damage(root, random.Random(f"masks {format} {seed}"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fine = False
+            with contextlib.suppress(ValueError):
+                fine = not check_dataset(root, masks=True).errors
+            for rows in load_detection_dataset(root).values() if fine else ():
+                items = list(transform_dataset(rows, transform))
+                assert all(len(item["labels"]["masks"]) == len(item["labels"]["boxes"]) for item in items), done
+        passed += fine
+        shutil.rmtree(root)
+    assert 0 < passed < 30
+
+
+@pytest.mark.parametrize("format", ["coco", "voc", "voc_masks", "yolo", "panoptic", "hub", "saved"])
 def test_what_check_passes_train_reads_and_nothing_ends_in_a_traceback(request, tmp_path, monkeypatch, capsys, format):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

@@ -386,12 +386,6 @@ def test_a_bad_annotation_is_named(processor, target, error, message):
         processor(random_image(64, 64), target, return_tensors="pt")
 
 
-def test_panoptic_is_refused_in_words(processor):
-    with pytest.raises(ValueError, match="not supported yet"):
-        processor(random_image(32, 32), annotation(), format="coco_panoptic")
-    assert processor(random_image(32, 32), format="coco_panoptic", return_tensors="pt").pixel_values.shape[0] == 1
-
-
 def test_compressed_masks_are_read_as_pycocotools_reads_them(processor):
     coco_mask = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(0)
@@ -418,10 +412,10 @@ def test_masks_follow_their_image(processor):
         return_tensors="pt",
     )
     masks = encoded["labels"][0]["masks"]
-    assert masks.dtype == torch.bool
-    assert masks.shape == (2, 32, 64)
-    expected = torch.zeros(2, 32, 64, dtype=torch.bool)
-    expected[0, 8:24, 8:24] = expected[1, :, 16:32] = True
+    assert masks.dtype == torch.uint8
+    assert masks.shape == (2, 32, 32)  # of the image; the padding beside it is no part of a label
+    expected = torch.zeros(2, 32, 32, dtype=torch.uint8)
+    expected[0, 8:24, 8:24] = expected[1, :, 16:32] = 1
     assert torch.equal(masks, expected)
     target["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
     with pytest.raises(ValueError, match=r"image_id 7.*object 0: polygon \[1, 2, 3, 4\]"):
@@ -436,6 +430,29 @@ def test_masks_follow_their_image(processor):
     target["annotations"][0]["segmentation"] = {"size": [5, 5], "counts": [25]}
     with pytest.raises(ValueError, match=r"size \[5, 5\], its image \[64, 64\]"):
         processor(random_image(64, 64), target, return_segmentation_masks=True)
+
+
+def test_panoptic_annotations_are_read_with_their_png(processor, tmp_path):
+    ids = np.zeros((64, 64), dtype=np.int64)
+    ids[8:40, 16:], ids[40:] = 300, 65536 * 7
+    colours = np.stack((ids % 256, ids // 256 % 256, ids // 65536), axis=-1).astype(np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    segments = [
+        {"id": 300, "category_id": 5},
+        {"id": 65536 * 7, "category_id": 2, "bbox": [0, 40, 64, 24], "area": 1536},
+    ]
+    target = {"image_id": 7, "file_name": "a.png", "segments_info": [*segments, {**segments[0], "iscrowd": 1}]}
+    label = processor(random_image(64, 64), target, masks_path=tmp_path)["labels"][0]
+    assert label["class_labels"].tolist() == [5, 2]
+    assert label["boxes"].tolist() == [[40 / 64, 24 / 64, 48 / 64, 32 / 64], [0.5, 52 / 64, 1, 24 / 64]]
+    assert label["masks"].tolist() == [(ids[::2, ::2] == number).astype(int).tolist() for number in (300, 65536 * 7)]
+    options = {"masks_path": tmp_path, "return_segmentation_masks": False}
+    assert "masks" not in processor(random_image(64, 64), target, **options)["labels"][0]
+    for change, message in (({"file_name": "b.png"}, "no such PNG"), ({"file_name": None}, "needs 'file_name'"),
+                            ({"file_name": "../a.png"}, "leaves the folder masks_path"),
+                            ({"segments_info": [{"category_id": 1}]}, "segment 0 lacks id")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"image_id 7.*{message}"):
+            processor(random_image(64, 64), {**target, **change}, masks_path=tmp_path)
 
 
 # --- settings and files ---------------------------------------------------------------------------------------------

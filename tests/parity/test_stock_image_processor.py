@@ -120,7 +120,7 @@ def test_masks_are_stocks(images):
         c(size=SIZES[0])(images[0], target, return_segmentation_masks=True, return_tensors="pt")["labels"][0]["masks"]
         for c in (DetrImageProcessor, Stock)
     )
-    assert torch.equal(got, expected.bool())
+    assert torch.equal(got.bool(), expected.bool())
 
 
 @pytest.mark.parametrize("sizes", [None, [(480, 640), (33, 900)], torch.tensor([[480, 640], [33, 900]])])

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 
 from ..boxes import xywh_to_xyxy, xyxy_to_xywh
@@ -30,12 +31,16 @@ class _Plan(NamedTuple):
     final_hw: tuple[int, int]
 
     def apply(self, value: Any) -> Any:
-        """To a tv_tensor: image, boxes or masks."""
+        """To a tv_tensor, image or boxes; or to masks, a plain tensor (N, height, width) of bytes."""
+        # torchvision's nearest for its own masks is that of torch, half a pixel off where sizes shrink
+        options = {"antialias": True}
+        if not isinstance(value, tv_tensors.TVTensor):
+            options = {"interpolation": InterpolationMode.NEAREST_EXACT}
         if self.flip:
             value = tvF.horizontal_flip(value)
         if self.crop is not None:
-            value = tvF.crop(tvF.resize(value, list(self.hw_before_crop), antialias=True), *self.crop)
-        return tvF.resize(value, list(self.final_hw), antialias=True)
+            value = tvF.crop(tvF.resize(value, list(self.hw_before_crop), **options), *self.crop)
+        return tvF.resize(value, list(self.final_hw), **options)
 
 
 class PaperAugmentation:
@@ -47,7 +52,8 @@ class PaperAugmentation:
     and 1333.
 
     Boxes are cut to what remains in view, objects out of view leave (they are not in the image), areas shrink with
-    the visible part of their box. A row may have `masks`, (N, height, width). Random numbers are torch's: seeded by
+    the visible part of their box. Masks, where `objects` have a `segmentation`, go the same way and come out as arrays
+    (height, width) of 0 and 1. Random numbers are torch's: seeded by
     `torch.manual_seed`, different in every data loader worker. The image comes out at its final size: the image
     processor must not resize it again, which `DetectionTransform` sees from `resizes`. `final_hw` gives that size
     beforehand, so that images that will be alike can be put into one batch.
@@ -106,9 +112,9 @@ class PaperAugmentation:
         objects = replace_objects(columns, in_view, boxes_xywh_px[in_view], areas_px[in_view])
         height, width = plan.final_hw
         result = {**row, "image": image, "width": width, "height": height, "objects": objects}
-        if row.get("masks") is not None:
-            masks = tv_tensors.Mask(torch.as_tensor(row["masks"]).reshape(-1, *size_hw))
-            result["masks"] = plan.apply(masks).as_subclass(Tensor)[in_view]
+        if targets.segmentations is not None:
+            masks = torch.from_numpy(targets.select(in_view).masks(size_hw, place))
+            objects["segmentation"] = list(plan.apply(masks).numpy()) if len(masks) else []
         return result
 
     def _plan(self, size_hw: tuple[int, int]) -> _Plan:

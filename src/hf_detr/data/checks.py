@@ -8,6 +8,8 @@ from typing import Any
 from .box_policy import box_problem, look_like_corners, look_like_fractions
 from .formats.base import Findings
 from .loading import load
+from .mask_checks import check_mask
+from .masks import MaskError, SegmentFiles
 from .report import Report, SplitSummary, Spread, size_classes
 from .schema import class_names, original_category_ids
 from .verification import Seen, look_at_images, place_of
@@ -24,6 +26,7 @@ def check_dataset(
     decode_images: bool = True,
     on_bad_box: str = "error",
     on_bad_image: str = "error",
+    masks: bool | None = None,
     **options: Any,
 ) -> Report:
     """Reads a data set (whatever `load_detection_dataset` takes, with its options) and reports what is in it and wrong.
@@ -36,10 +39,16 @@ def check_dataset(
     error here stops `hf-detr train` before its first step; what `on_bad_box` and `on_bad_image` say is to be dropped or
     clipped is a warning.
 
+    Masks are looked at where there are some: polygons of fewer than three points, encodings that cannot be decoded,
+    PNG files that are missing, damaged or of another size, ids that are not in them, empty masks, masks outside their
+    image or box. These are warnings, for boxes are learned without; with `masks=True` they are errors, and so is an
+    object without a mask. `masks=False` leaves masks aside.
+
     Raises ValueError only where nothing can be read at all (no data set found, broken JSON or YAML, two classes of
     one name).
     """
-    findings = Findings(collect=True)
+    findings = Findings(collect=True, need_masks=bool(masks))
+    options |= {"masks": masks is not False}
     loaded = load(source, format, findings, on_bad_box="keep", on_bad_image=on_bad_image, **options)
     names = class_names(loaded.splits)
     report = Report(
@@ -53,7 +62,9 @@ def check_dataset(
     )
     images: dict[bytes, list[tuple[str, str]]] = defaultdict(list)  # digest of the file -> (split, place)
     for split, dataset in loaded.splits.items():
-        check = _SplitCheck(split, names, findings, num_queries, loaded.places, loaded.emptied, on_bad_box)
+        check = _SplitCheck(
+            split, names, findings, num_queries, loaded.places, loaded.emptied, on_bad_box, decode_images
+        )
         for row, seen in look_at_images(dataset, decode_images):
             check.add(row, seen)
             if seen.digest:
@@ -78,6 +89,7 @@ class _SplitCheck:
     places: dict
     emptied: set
     on_bad_box: str
+    decode: bool
     image_ids: dict[int, str] = field(default_factory=dict)
     object_ids: dict[int, str] = field(default_factory=dict)
     widths: list[int] = field(default_factory=list)
@@ -90,6 +102,8 @@ class _SplitCheck:
     crowds: int = 0
     bad: int = 0
     lost_all: int = 0
+    masks: int = 0
+    without_mask: list[str] = field(default_factory=list)
 
     def error(self, kind: str, where: str, message: str) -> None:
         """One more error of this split."""
@@ -109,6 +123,7 @@ class _SplitCheck:
             self.heights.append(height)
         self.lost_all += (self.split, row["image_id"]) in self.emptied
         self._add_objects(row, place)
+        self._add_masks(row, place)
 
     def _add_objects(self, row: dict, place: str) -> None:
         objects, width, height = row["objects"], row["width"], row["height"]
@@ -116,7 +131,7 @@ class _SplitCheck:
         for number, box, category, crowd in zip(
             objects["id"], objects["bbox"], objects["category"], objects["iscrowd"], strict=True
         ):
-            where = self.places.get((self.split, row["image_id"], number), f"{place}, object {number}")
+            where = self._place(row, number, place)
             if number in self.object_ids:
                 message = f"annotation id {number} is also that of {self.object_ids[number]}; renumber the annotations."
                 self.error("duplicate id", where, message)
@@ -150,9 +165,43 @@ class _SplitCheck:
             )
             self.error("more objects than queries", place, message)
 
+    def _place(self, row: dict, number: int, place: str) -> str:
+        """Where an object of a row stands: in its file, or in the row of `place`."""
+        return self.places.get((self.split, row["image_id"], number), f"{place}, object {number}")
+
+    def _add_masks(self, row: dict, place: str) -> None:
+        objects, size_hw, files = row["objects"], (row["height"], row["width"]), SegmentFiles()
+        segments: set[tuple[str, int]] = set()  # of PNG files
+        segmentations = objects.get("segmentation") or [None] * len(objects["id"])
+        for number, box, crowd, segmentation in zip(
+            objects["id"], objects["bbox"], objects["iscrowd"], segmentations, strict=True
+        ):
+            where = self._place(row, number, place)
+            if segmentation is None:
+                self.without_mask += [] if crowd else [where]
+                continue
+            self.masks += 1
+            if not all(size_hw):
+                continue  # an unreadable image of unknown size, reported as such
+            try:
+                check_mask(segmentation, box, size_hw, files if self.decode else None)
+                segment = segmentation["file"], segmentation["id"]
+                if segment in segments:
+                    message = f"the id {segment[1]} in {segment[0]} is that of another object too; correct one of them."
+                    raise MaskError("id given twice", message)
+                segments |= {segment} if segment[0] else set()
+            except MaskError as error:
+                self.findings.mask(error, where, self.split)
+
     def finish(self) -> SplitSummary:
-        """What concerns all boxes of the split, and its numbers."""
+        """What concerns all boxes and masks of the split, and its numbers."""
         where = f"split {self.split!r}"
+        if self.without_mask and (self.masks or self.findings.need_masks):
+            message = (
+                f"{len(self.without_mask)} of {self.masks + len(self.without_mask)} objects have no mask, and masks "
+                "cannot be learned from their images; add the masks, or leave the images out."
+            )
+            self.findings.mask(MaskError("none", message), self.without_mask[0], self.split)
         if look_like_fractions(self.boxes, max((*self.widths, *self.heights), default=0)):
             message = (
                 "all boxes are numbers up to 1: fractions, no pixels; load with bbox_format='xywh_fraction' or so."
@@ -172,6 +221,7 @@ class _SplitCheck:
             images_that_lost_all=self.lost_all,
             objects=sum(self.counts),
             crowds=self.crowds,
+            masks=self.masks,
             bad_boxes=self.bad,
             objects_by_class={name: self.by_class[index] for index, name in enumerate(self.names)},
             objects_per_image=Spread.of(self.counts),

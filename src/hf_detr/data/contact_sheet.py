@@ -1,4 +1,4 @@
-"""One sheet of many images: those of a data set with their boxes drawn, to see at a glance what is wrong."""
+"""One sheet of many images: those of a data set with boxes and masks drawn, to see at a glance what is wrong."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw, ImageFont
 
+from .masks import MaskError, SegmentFiles, decode_segmentation
 from .schema import class_names
 from .targets import read_targets
 from .transform import decode_image
@@ -26,7 +27,8 @@ _COLOURS = (
 
 
 def draw_contact_sheet(dataset: Any, path: str | Path, n: int = 16, columns: int = 4, tile_px: int = 320) -> Path:
-    """Writes `n` images, evenly spread over a split (a stream: its first), with boxes and class names, as one image.
+    """Writes `n` images, evenly spread over a split (a stream: its first), with boxes, class names and, where there are
+    some, masks, as one image.
 
     Boxes are drawn as they are, bad ones too, so that a sheet of data loaded with on_bad_box="keep" shows them. The
     file's type follows from the suffix of `path`, whose folder is made. Images that cannot be decoded become a tile
@@ -67,6 +69,14 @@ def _tile(row: dict, names: list[str], tile_px: int) -> Image.Image:
     shown = image.convert("RGB").resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     tile.paste(shown, (2, 17))
     targets = read_targets(row, f"image_id {row['image_id']}")
+    files = SegmentFiles()
+    for category, segmentation in zip(targets.labels.tolist(), targets.segmentations or (), strict=False):
+        try:
+            mask = decode_segmentation(segmentation, (image.height, image.width), files=files)
+        except MaskError:
+            continue  # a sheet of bad data shows what there is
+        alpha = Image.fromarray(mask * 110).resize(shown.size, Image.Resampling.NEAREST)
+        tile.paste(_COLOURS[category % len(_COLOURS)], (2, 17), alpha)
     for (x, y, w, h), category in zip(targets.boxes_xywh_px.tolist(), targets.labels.tolist(), strict=True):
         colour = _COLOURS[category % len(_COLOURS)]
         corners = [2 + x * scale, 17 + y * scale, 2 + (x + w) * scale, 17 + (y + h) * scale]

@@ -17,19 +17,19 @@ from datasets import (
     load_from_disk,
 )
 
-from .box_policy import BOX_FORMATS, ON_BAD_BOX, BoxPolicy, is_area_of, look_like_fractions
+from .box_policy import BOX_FORMATS, ON_BAD_BOX, BoxPolicy, look_like_fractions
 from .formats import FORMATS as FILE_FORMATS
 from .formats.base import (
     BAD_IMAGE,
     Findings,
-    ImageRecord,
     RawDataset,
     chosen_splits,
     split_name,
     with_train,
 )
-from .formats.hub import is_for_datasets, is_saved, one_class_label, tar_shards, to_detection_schema, unpacked
+from .formats.hub import is_for_datasets, is_saved, one_schema, tar_shards, to_detection_schema, unpacked
 from .formats.images import visible_folders
+from .formats.records import refuse_fractions, row_of
 from .schema import detection_features
 from .verification import ON_BAD_IMAGE, without_bad_images
 
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 FORMATS = ("auto", *sorted(FILE_FORMATS), "hub", "saved")
 # what each format understands of these options
 _DEFAULTS = {
+    "masks": True,
     "class_names": None,
     "image_dir": None,
     "bbox_format": "xywh",
@@ -46,8 +47,8 @@ _DEFAULTS = {
     "hub_options": None,
 }
 _OPTIONS = {name: one.options for name, one in FILE_FORMATS.items()} | {
-    "hub": ("class_names", "bbox_format", "hub_options"),
-    "saved": ("class_names", "bbox_format"),
+    "hub": ("masks", "class_names", "bbox_format", "hub_options"),
+    "saved": ("masks", "class_names", "bbox_format"),
 }
 _LOOKED_FOR = ", ".join(
     (
@@ -68,6 +69,7 @@ def load_detection_dataset(
     on_bad_image: str = "error",
     hold_out: float | None = None,
     seed: int = 0,
+    masks: bool = True,
     class_names: Sequence[str] | None = None,
     image_dir: str | Path | None = None,
     bbox_format: str = "xywh",
@@ -80,7 +82,9 @@ def load_detection_dataset(
     `source` and `format` ("auto" finds out, and says so in the log):
 
     - "coco": a COCO JSON file, a folder with annotations/*.json, or folders with one JSON beside the images each;
+    - "panoptic": annotations/panoptic_*.json with folders of PNG files, where there is no instances_*.json;
     - "voc": JPEGImages, Annotations, ImageSets/Main; or XML beside images;
+    - "voc_masks": SegmentationClass, SegmentationObject, ImageSets/Segmentation, where there is no XML;
     - "yolo": a data.yaml or its folder; or classes.txt beside images and labels;
     - "saved": a folder written by save_to_disk;
     - "hub": a name on the Hub, or a local folder `datasets.load_dataset` understands (Parquet, imagefolder, tar shards
@@ -103,6 +107,9 @@ def load_detection_dataset(
     the missing, the damaged and those of another size than annotated are left out ("drop"), with a warning that counts
     them.
 
+    `masks=False` leaves masks aside; else objects have a reference to theirs where the source has masks, and one that
+    cannot be read is left out with a warning that counts them (`check_dataset(..., masks=True)` refuses it).
+
     `class_names` fixes classes and their order (VOC), or names those of a data set with bare numbers ("hub");
     `image_dir` is where COCO's images are; `bbox_format` one of xywh, xyxy, cxcywh, and these with `_fraction`;
     `voc_first_pixel`, `voc_difficult`: see `voc.py`; `hub_options` go to `datasets.load_dataset`.
@@ -116,7 +123,7 @@ def load_detection_dataset(
         raise ValueError("hold_out looks at all splits; leave out one of splits and hold_out.")
     loaded = load(
         source, format, Findings(), splits=splits, streaming=streaming, on_bad_box=on_bad_box,
-        on_bad_image=on_bad_image, class_names=class_names, image_dir=image_dir, bbox_format=bbox_format,
+        on_bad_image=on_bad_image, masks=masks, class_names=class_names, image_dir=image_dir, bbox_format=bbox_format,
         voc_first_pixel=voc_first_pixel, voc_difficult=voc_difficult, hub_options=hub_options,
     ).splits  # fmt: skip
     return loaded if hold_out is None else with_validation(loaded, hold_out, seed, source)
@@ -257,13 +264,19 @@ def _below(path: Path, levels: int = 3) -> Iterator[Path]:
 def _as_datasets(raw: RawDataset, root: Path, findings: Findings, streaming: bool, on_bad_box: str) -> Loaded:
     """The `datasets` objects of what a reader read."""
     loaded = Loaded({}, raw.format, raw.description)
-    features = detection_features(raw.class_names, raw.original_ids)
+    objects = (one for images in raw.splits.values() for image in images for one in image.annotations)
+    with_masks = any(one.segmentation is not None for one in objects)
+    features = detection_features(raw.class_names, raw.original_ids, with_masks, raw.panoptic)
     for split, images in raw.splits.items():
         if on_bad_box != "keep":
-            _refuse_fractions(images, split, root, findings)
-        policy = BoxPolicy(on_bad_box, split)
-        rows = [_row(image, policy, split, loaded if findings.collect else None) for image in images]
+            refuse_fractions(images, split, root, findings)
+        policy, places = BoxPolicy(on_bad_box, split), loaded.places if findings.collect else None
+        rows = [row_of(image, policy, list(features["objects"]), places) for image in images]
+        if findings.collect:
+            lost = (image.image_id for image in images if image.left_out and not image.annotations)
+            loaded.emptied.update((split, image_id) for image_id in lost)
         policy.warn()
+        findings.warn_of_masks(split)
         columns = {name: [row[name] for row in rows] for name in features}
         info = DatasetInfo(features=features)
         dataset = _without_bad_images(Dataset.from_dict(columns, features=features, info=info), split, findings)
@@ -289,43 +302,6 @@ def _shards(rows: int) -> int:
     return max(1, min(rows, 64))
 
 
-def _row(image: ImageRecord, policy: BoxPolicy, split: str, loaded: Loaded | None) -> dict:
-    objects: dict[str, list] = {"id": [], "bbox": [], "category": [], "area": [], "iscrowd": []}
-    for one in image.annotations:
-        box = policy(one.bbox_xywh_px, image.width, image.height, one.where)
-        if box is None:
-            continue
-        objects["id"].append(one.id)
-        objects["bbox"].append(list(box))
-        objects["category"].append(one.category)
-        # the area of a mask is the source's; that of a box follows the box that was cut
-        objects["area"].append(box[2] * box[3] if is_area_of(one.area, one.bbox_xywh_px) else one.area)
-        objects["iscrowd"].append(one.iscrowd)
-        if loaded is not None:
-            loaded.places[split, image.image_id, one.id] = one.where
-    if loaded is not None and image.left_out and not image.annotations:
-        loaded.emptied.add((split, image.image_id))
-    return {
-        "image": {"path": str(image.path), "bytes": None},
-        "image_id": image.image_id,
-        "width": image.width,
-        "height": image.height,
-        "objects": objects,
-    }
-
-
-def _refuse_fractions(images: list[ImageRecord], split: str, root: Path, findings: Findings) -> None:
-    boxes = [one.bbox_xywh_px for image in images for one in image.annotations]
-    side = max((max(image.width, image.height) for image in images), default=0)
-    if look_like_fractions(boxes, side):
-        findings.error(
-            "fractions given as pixels", root,
-            f"all {len(boxes)} boxes of split {split!r} are numbers up to 1, such as {boxes[0]}, in images of up to "
-            f"{side} pixels; these are fractions: load with bbox_format='xywh_fraction' (or 'xyxy_fraction', "
-            "'cxcywh_fraction'), or write pixels.", split,
-        )  # fmt: skip
-
-
 def _load_datasets(
     source: Any, format: str, findings: Findings, splits: Any, streaming: bool, on_bad_box: str, options: dict
 ) -> Loaded:
@@ -341,17 +317,18 @@ def _load_datasets(
     found = {split: one.with_format(None) if isinstance(one, Dataset) else one for split, one in found.items()}
     found = with_train({split_name(str(split)): one for split, one in found.items()})
     # over all splits, whatever the splits wanted: a class has one number
-    label = one_class_label(found, options["class_names"], name, findings)
+    schema = one_schema(found, options["class_names"], options["masks"], name, findings)
     result = {}
     for split in chosen_splits(found, splits, name):
         dataset = found[split]
         if streaming and isinstance(dataset, Dataset):
             dataset = dataset.to_iterable_dataset(_shards(len(dataset)))
         policy = BoxPolicy(on_bad_box, split)
-        read = to_detection_schema(dataset, split, name, policy, findings, label, options["bbox_format"])
+        read = to_detection_schema(dataset, split, name, policy, findings, schema, options["bbox_format"])
         result[split] = _without_bad_images(read, split, findings)
         if isinstance(dataset, Dataset):
             policy.warn()
+            findings.warn_of_masks(split)
             if on_bad_box != "keep" and _column_of_fractions(result[split]):
                 findings.error(
                     "fractions given as pixels", f"{name}, split {split!r}",

@@ -39,6 +39,7 @@ class SplitSummary:
     images_that_lost_all: int = 0
     objects: int = 0
     crowds: int = 0
+    masks: int = 0
     bad_boxes: int = 0
     objects_by_class: dict[str, int] = field(default_factory=dict)
     objects_per_image: Spread = field(default_factory=Spread)
@@ -93,6 +94,7 @@ class Report:
                 "",
                 f"{split}: {summary.images:,} images, {summary.objects:,} objects"
                 + (f" ({summary.crowds:,} of them crowds)" if summary.crowds else "")
+                + (f", {summary.masks:,} masks" if summary.masks else "")
                 + f", {summary.images_without_objects:,} images without objects"
                 + (f" ({lost:,} of them because all of theirs are at fault, see below)" if lost else ""),
                 f"  image width   {summary.image_width_px} px",

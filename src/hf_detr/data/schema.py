@@ -10,6 +10,8 @@
         category  ClassLabel: contiguous from 0, in the order of the original ids
         area      float32, square pixels: the mask's where the source has one, else the box's
         iscrowd   int8, 0 or 1
+        segmentation  a reference to the mask (`masks.ENTRY_FIELDS`), None without; only where the source has masks
+        is_thing      bool, False for stuff; only in panoptic data, where every segment of an image is an object
 
 The source's own category ids (COCO's 1..90 with gaps) are kept in the ClassLabel's `id` text, "1,2,3,5": of all the
 places a `datasets` object offers, features alone survive `map`, `concatenate_datasets`, `save_to_disk`, Parquet, the
@@ -22,13 +24,26 @@ from typing import Any
 from datasets import ClassLabel, Features, Image, List, Value
 
 OBJECT_COLUMNS = ("id", "bbox", "category", "area", "iscrowd")
+MASK_FEATURE = {
+    "polygons": List(List(Value("float64"))),
+    "size": List(Value("int32")),
+    "counts": Value("string"),
+    "file": Value("string"),
+    "id": Value("int64"),
+}
 ROW_COLUMNS = ("image", "image_id", "width", "height", "objects")
 
 
-def detection_features(class_names: Sequence[str], original_ids: Sequence[int] | None = None) -> Features:
+def detection_features(
+    class_names: Sequence[str],
+    original_ids: Sequence[int] | None = None,
+    masks: bool = False,
+    panoptic: bool = False,
+) -> Features:
     """The features of the schema above for these classes.
 
     `class_names` in the order of the contiguous ids; `original_ids`, as many, where the source numbers them otherwise.
+    `masks` adds objects.segmentation, `panoptic` objects.is_thing.
     Raises ValueError for duplicate names or ids and for numbers of names and ids that differ.
     """
     names = [str(name) for name in class_names]
@@ -43,21 +58,19 @@ def detection_features(class_names: Sequence[str], original_ids: Sequence[int] |
                 f"{list(original_ids)}; give one id per name in the same order."
             )
         label_id = ",".join(str(int(one)) for one in original_ids)
-    return Features(
-        {
-            "image": Image(),
-            "image_id": Value("int64"),
-            "width": Value("int32"),
-            "height": Value("int32"),
-            "objects": {
-                "id": List(Value("int64")),
-                "bbox": List(List(Value("float32"), length=4)),
-                "category": List(ClassLabel(names=names, id=label_id)),
-                "area": List(Value("float32")),
-                "iscrowd": List(Value("int8")),
-            },
-        }
-    )
+    objects: dict[str, Any] = {
+        "id": List(Value("int64")),
+        "bbox": List(List(Value("float32"), length=4)),
+        "category": List(ClassLabel(names=names, id=label_id)),
+        "area": List(Value("float32")),
+        "iscrowd": List(Value("int8")),
+    }
+    if masks:
+        objects["segmentation"] = List(dict(MASK_FEATURE))
+    if panoptic:
+        objects["is_thing"] = List(Value("bool"))
+    size = {name: Value("int32") for name in ("width", "height")}
+    return Features({"image": Image(), "image_id": Value("int64"), **size, "objects": objects})
 
 
 def class_names(dataset: Any) -> list[str]:
@@ -80,19 +93,46 @@ def original_category_ids(dataset: Any) -> list[int]:
 
 
 def is_detection_dataset(dataset: Any) -> bool:
-    """Whether the features of one split are exactly the schema's."""
+    """Whether the features of one split are exactly the schema's, with or without masks."""
     if getattr(dataset, "features", None) is None:
         return False
     try:
         label = _class_label(dataset)
     except ValueError:
         return False
-    wanted = detection_features(label.names)
+    objects = _object_fields(dataset)
+    wanted = detection_features(label.names, masks="segmentation" in objects, panoptic="is_thing" in objects)
     wanted["objects"]["category"] = List(label)
     features = Features(dataset.features)
     if isinstance(features.get("image"), Image):
         features["image"] = Image()  # decoding switched off is still an image
     return features == wanted
+
+
+def has_masks(dataset: Any) -> bool:
+    """Whether the features of a data set (or of one of a dict of splits) have objects.segmentation."""
+    return any("segmentation" in (_object_fields(one) or ()) for one in _splits_of(dataset))
+
+
+def stuff_ids(dataset: Any) -> list[int]:
+    """The class ids of stuff, ascending: those of objects that are no things. Reads the objects of all splits."""
+    found: set[int] = set()
+    for one in _splits_of(dataset):
+        if "is_thing" not in (_object_fields(one) or ()):
+            continue
+        for row in one.select_columns(["objects"]):
+            pairs = zip(row["objects"]["category"], row["objects"]["is_thing"], strict=True)
+            found |= {category for category, is_thing in pairs if not is_thing}
+    return sorted(found)
+
+
+def _splits_of(dataset: Any) -> list[Any]:
+    return list(dataset.values()) if isinstance(dataset, dict) else [dataset]
+
+
+def _object_fields(dataset: Any) -> Any:
+    objects = (getattr(dataset, "features", None) or {}).get("objects")
+    return getattr(objects, "feature", objects)  # a list of dicts; or already a dict of lists
 
 
 def _class_label(dataset: Any) -> ClassLabel:
@@ -109,8 +149,7 @@ def _class_label(dataset: Any) -> ClassLabel:
                 )
         return label
     features = getattr(dataset, "features", None)
-    objects = (features or {}).get("objects")
-    objects = getattr(objects, "feature", objects)  # a list of dicts; or already a dict of lists
+    objects = _object_fields(dataset)
     category = objects.get("category") if isinstance(objects, dict) else None
     label = getattr(category, "feature", category)
     if not isinstance(label, ClassLabel):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .box_policy import BoxPolicy
+from .masks import SegmentFiles, decode_segmentation
 
 # T objects of one image
 
@@ -29,7 +30,7 @@ class ImageTargets:
         areas_px: (T,) float64, the mask's where the source gives it, else the box's.
         crowds: (T,) bool.
         index: (T,) int64, the place of each object in what was read: errors name it.
-        segmentations: as they were given, one an object; None unless asked for.
+        segmentations: as they were given, one an object, not decoded; None where no object has one.
     """
 
     boxes_xywh_px: NDArray
@@ -80,14 +81,26 @@ class ImageTargets:
                 )
         return self
 
+    def masks(self, size_hw: tuple[int, int], place: str) -> NDArray:
+        """(T, height, width) uint8, 0 or 1, decoded now. MaskError, a ValueError, names `place` and object."""
+        files = SegmentFiles()  # a PNG of several segments is read once
+        masks = np.zeros((len(self), *size_hw), dtype=np.uint8)
+        for mask, i, given in zip(masks, self.index, self.segmentations or [None] * len(self), strict=True):
+            mask[:] = decode_segmentation(given, size_hw, f"{place}: object {i}", files)
+        return masks
+
     def as_coco(self) -> list[dict[str, Any]]:
         """One dict an object, with COCO's names and plain numbers."""
         columns = (self.boxes_xywh_px, self.labels, self.areas_px, self.crowds.astype(int))
         names = ("bbox", "category_id", "area", "iscrowd")
-        return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
+        objects = [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
+        if self.segmentations is not None:
+            for one, segmentation in zip(objects, self.segmentations, strict=True):
+                one["segmentation"] = segmentation
+        return objects
 
 
-def read_targets(target: Mapping[str, Any], place: str, *, with_segmentations: bool = False) -> ImageTargets:
+def read_targets(target: Mapping[str, Any], place: str) -> ImageTargets:
     """The ground truth of one image, whose errors name `place`, such as "image 7".
 
     Three forms: COCO's {annotations [{bbox xywh px, category_id, and perhaps area, iscrowd, segmentation}]}; a row
@@ -105,7 +118,7 @@ def read_targets(target: Mapping[str, Any], place: str, *, with_segmentations: b
         return _read_labels(target, place)
     key = next((key for key in ("annotations", "objects") if key in target), None)
     if key is None and "segments_info" in target:
-        raise ValueError(f"{place}: panoptic annotations (segments_info) are not supported yet; give boxes.")
+        raise ValueError(f"{place}: panoptic annotations (segments_info) are read by the processor alone; give boxes.")
     if key is None:
         raise ValueError(
             f"{place}: a target needs 'class_labels' and 'boxes' (the processor's), 'objects' (a row) or "
@@ -117,14 +130,14 @@ def read_targets(target: Mapping[str, Any], place: str, *, with_segmentations: b
     if missing:
         raise ValueError(f"{place}: the objects lack {' and '.join(missing)}; got {_names(columns)}.")
     boxes_xywh_px = _boxes(columns["bbox"], place)
-    segmentations = columns.get("segmentation", [None] * len(boxes_xywh_px))
+    segmentations = columns.get("segmentation")
     return ImageTargets(
         boxes_xywh_px,
         _labels(columns[category], place, category),
         _areas(columns.get("area"), boxes_xywh_px[:, 2:].prod(axis=1), place),
         _crowds(columns.get("iscrowd"), len(boxes_xywh_px), place),
         np.arange(len(boxes_xywh_px)),
-        tuple(segmentations) if with_segmentations else None,
+        None if segmentations is None else tuple(segmentations),
     )
 
 

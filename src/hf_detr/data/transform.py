@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, Image, IterableDataset
 from PIL import Image as PILImage
 from PIL import ImageOps
@@ -12,7 +13,8 @@ from ..image_processing.loading import to_eight_bits
 from ..image_processing.settings import resized_hw
 from .augmentation import PaperAugmentation, paper_augmentation
 from .formats.base import UNREADABLE
-from .targets import columns_of, read_targets
+from .masks import boxes_from_masks
+from .targets import columns_of, read_targets, replace_objects
 
 Augment = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -30,12 +32,26 @@ class DetectionTransform:
     ({image, image_id, width, height, objects}), or several in turn. An augmentation with a true attribute `resizes`
     gives images of their final size, and the processor does not resize again unless its size is exact.
 
+    With `masks` the labels have masks (T, h, w): those of the objects are decoded before the augmentations, which find
+    arrays (height, width) of 0 and 1 in `objects["segmentation"]`, and crowds, which are not trained on, leave. With
+    `boxes_from_masks` boxes are made anew, tight around what the augmentations leave of the masks, and objects of which
+    they leave nothing leave too. Without `masks` nothing is decoded.
+
     Rows without `objects` (a data set to predict on) give no labels. Raises ValueError naming image_id and file for a
     image that cannot be decoded or that has not the size its row says: boxes would be wrong. With datasets whose
     image column decodes by itself the former is raised by `datasets`, without the name: `transform_dataset` avoids it.
     """
 
-    def __init__(self, processor: Any, augment: str | Augment | Sequence[Augment] | None = None):
+    def __init__(
+        self,
+        processor: Any,
+        augment: str | Augment | Sequence[Augment] | None = None,
+        masks: bool = False,
+        boxes_from_masks: bool = False,
+    ):
+        if boxes_from_masks and not masks:
+            raise ValueError("boxes_from_masks needs masks=True: boxes are made from the masks of the objects.")
+        self.masks, self.boxes_from_masks = masks, boxes_from_masks
         size = dict(processor.size)
         self.processor = processor
         self.augment = _augmentations(augment, size)
@@ -77,13 +93,20 @@ class DetectionTransform:
         if "objects" not in row:
             return self.processor(images=row["image"], **options)
         row["objects"] = columns_of(row["objects"], _place(row))
+        if self.masks:
+            row["objects"] = _with_masks(row)
+        else:
+            row["objects"].pop("segmentation", None)
         for place, augment in enumerate(self.augment, start=1):
             # nothing reads the image between the last augmentation and the processor, which takes tensors
             last = place == len(self.augment) and isinstance(augment, PaperAugmentation)
             row = augment(row, as_tensor=True) if last else augment(row)
             _check_augmented(row, augment)
+        if self.boxes_from_masks:
+            row["objects"] = _with_boxes_of_masks(row)
         # COCO's form, which stock transformers' processor reads too
         annotation = {"image_id": row["image_id"], "annotations": read_targets(row, _place(row)).as_coco()}
+        options |= {"return_segmentation_masks": True} if self.masks else {}
         return self.processor(images=row["image"], annotations=annotation, **options)
 
 
@@ -151,6 +174,25 @@ def decode_image(row: Mapping[str, Any], check_size: bool = False) -> Any:
                 f"{claimed[0]} x {claimed[1]}, so its boxes cannot be trusted; correct one of the two."
             )
     return image
+
+
+def _with_masks(row: Mapping[str, Any]) -> dict[str, list]:
+    """The objects of a row, crowds left out, with decoded masks."""
+    objects, size_hw = row["objects"], (row["image"].height, row["image"].width)
+    targets = read_targets(row, _place(row))
+    targets = targets.select(~targets.crowds)
+    kept = {name: [values[number] for number in targets.index] for name, values in objects.items()}
+    return {**kept, "segmentation": list(targets.masks(size_hw, _place(row)))}
+
+
+def _with_boxes_of_masks(row: Mapping[str, Any]) -> dict[str, list]:
+    """The objects of a row with the boxes and areas of their masks, those with empty masks left out."""
+    objects = columns_of(row["objects"], _place(row))
+    if not objects["segmentation"]:
+        return objects
+    masks = np.stack(objects["segmentation"])
+    kept = np.flatnonzero(masks.any(axis=(1, 2)))
+    return replace_objects(objects, kept, boxes_from_masks(masks[kept]), masks[kept].sum(axis=(1, 2), dtype=np.float64))
 
 
 def _check_augmented(row: Any, augment: Augment) -> None:

@@ -4,21 +4,22 @@ A label never depends on the other images of its batch: boxes are fractions of t
 padded). Stock transformers makes them fractions of the padded canvas, so that there they move with the batch.
 """
 
-import operator
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from hotcoco import mask as coco_mask
-from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 
 from ..boxes import xywh_to_xyxy, xyxy_to_cxcywh
 from ..data.box_policy import BoxPolicy
+from ..data.masks import SegmentFiles, boxes_from_masks, decode_segmentation
 from ..data.targets import read_image_id, read_targets
+
+_SEGMENT_KEYS = ("category_id", "bbox", "area", "iscrowd")
 
 
 def prepare_labels(
@@ -26,37 +27,41 @@ def prepare_labels(
     place: str,
     image_hw: tuple[int, int],
     visible_hw: tuple[int, int],
-    canvas_hw: tuple[int, int],
     *,
     boxes_as_fractions: bool,
     on_bad_box: str,
-    with_masks: bool,
+    with_masks: bool | None,
+    masks_path: str | Path | None = None,
 ) -> dict[str, Tensor]:
     """One annotation dict -> class_labels, boxes, area, iscrowd, image_id, orig_size, size (and masks), on the CPU.
 
-    Takes {"image_id", ...} with the objects in any form that `data.targets.read_targets` reads. Crowds are left out,
-    as the original does for training.
+    Takes {"image_id", ...} with the objects in any form that `data.targets.read_targets` reads, or COCO's panoptic
+    annotation. Crowds are left out, as the original does for training.
 
     Args:
         place: names the annotation in errors, such as "annotations[3]".
-        image_hw: of the image as annotated; visible_hw: after resizing; canvas_hw: after padding.
+        image_hw: of the image as annotated; visible_hw: after resizing.
         boxes_as_fractions: cxcywh in [0, 1] of the visible image; else xyxy in pixels of the resized image.
         on_bad_box: what `data.box_policy.BoxPolicy` does with boxes that cannot be right; what "drop" and "clip"
             change is warned of with a count.
+        with_masks: None is for panoptic annotations alone; masks_path: the folder of their PNGs.
 
     Returns:
         class_labels (T,) int64; boxes (T, 4) float32; area (T,) float32 in squared pixels of the resized image, from
         the box where none is given; iscrowd (T,) int64, all 0; image_id (1,) int64; orig_size and size (2,) int64,
         (height, width) before and after resizing (the padding is not in it: stock writes the padded size, from which
-        the scale cannot be undone); masks (T, canvas height, canvas width) bool, zero on the padding.
+        the scale cannot be undone); masks (T, height, width) uint8, 0 or 1, of the resized image, without padding.
 
     Raises:
         ValueError: for bad values, naming image_id, index, value and remedy.
         TypeError: for an annotation of another form.
     """
+    if isinstance(annotation, Mapping) and "segments_info" in annotation:
+        annotation = _panoptic_as_objects(annotation, place, image_hw, masks_path)
+        with_masks = True if with_masks is None else with_masks
     image_id = read_image_id(annotation, place)
     place = f"{place} (image_id {image_id})"
-    targets = read_targets(annotation, place, with_segmentations=with_masks)
+    targets = read_targets(annotation, place)
     policy = BoxPolicy(on_bad_box)
     height, width = image_hw
     targets = targets.select(~targets.crowds).under(policy, width, height, place)
@@ -79,9 +84,7 @@ def prepare_labels(
         "size": _int64(visible_hw),
     }
     if with_masks:
-        objects = zip(targets.segmentations, targets.index.tolist(), strict=True)
-        masks = [_mask(segmentation, image_hw, f"{place}: object {i}") for segmentation, i in objects]
-        labels["masks"] = _resized(masks, visible_hw, canvas_hw)
+        labels["masks"] = _resized(torch.from_numpy(targets.masks(image_hw, place)), visible_hw)
     return labels
 
 
@@ -90,67 +93,42 @@ def _int64(values: Any) -> Tensor:
     return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
-def _mask(segmentation: Any, image_hw: tuple[int, int], place: str) -> NDArray:
-    """(H, W) uint8, 0 or 1, from an object's polygons or its run-length encoding, compressed or not."""
-    height, width = image_hw
-    if isinstance(segmentation, Mapping):
-        if list(segmentation.get("size", ())) != [height, width]:
-            raise ValueError(
-                f"{place}: the encoded mask has size {segmentation.get('size')}, its image [{height}, {width}]."
-            )
-        try:
-            runs = np.array(_runs(segmentation.get("counts")), dtype=np.int64)
-        except (TypeError, ValueError, OverflowError):
-            runs = np.array([-1])
-        if (runs < 0).any() or runs.sum() != height * width:
-            counts = repr(segmentation.get("counts"))
-            raise ValueError(
-                f"{place}: the run-length encoding {counts if len(counts) < 80 else counts[:80] + '...'} cannot be "
-                f"decoded; write the mask anew, with counts that add up to {height} x {width}."
-            )
-        return np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(width, height).T
-    try:
-        polygons = [np.array(polygon, dtype=np.float64) for polygon in segmentation or ()]
-    except (TypeError, ValueError):
-        polygons = []
-    if isinstance(segmentation, (str, bytes)) or not polygons:
-        raise ValueError(f"{place}: segmentation {segmentation!r}; masks need polygons or a run-length encoding.")
-    for polygon, given in zip(polygons, segmentation, strict=True):
-        if polygon.ndim != 1 or polygon.size < 6 or polygon.size % 2 or not np.isfinite(polygon).all():
-            hint = " (a polygon is a list in the list of polygons)" if polygon.ndim == 0 else ""
-            raise ValueError(f"{place}: polygon {given!r}; expected x, y pairs of at least three finite points{hint}.")
-    rles = coco_mask.frPyObjects([polygon.tolist() for polygon in polygons], height, width)
-    return coco_mask.decode(coco_mask.merge(rles))
+def _resized(masks: Tensor, visible_hw: tuple[int, int]) -> Tensor:
+    """(T, height, width) uint8 of the resized image; exactly the given masks where it has their size."""
+    if tuple(masks.shape[1:]) == tuple(visible_hw):
+        return masks
+    if not len(masks):
+        return masks.new_zeros((0, *visible_hw))
+    return tvF.resize(masks, list(visible_hw), interpolation=InterpolationMode.NEAREST_EXACT)
 
 
-def _runs(counts: Any) -> list[int]:
-    """The lengths of the runs, zeros first, column by column, from a list or from COCO's compressed string.
+def _panoptic_as_objects(
+    annotation: Mapping[str, Any], place: str, image_hw: tuple[int, int], masks_path: str | Path | None
+) -> dict[str, Any]:
+    """COCO's panoptic annotation as one of objects, every segment of the PNG being one.
 
-    The libraries that decode these do not all notice that runs are missing.
+    {image_id (or id), file_name, segments_info [{id, category_id, and perhaps bbox, area, iscrowd}]}, the PNG being
+    `masks_path`/`file_name` -> {image_id, annotations}. A box or area
+    that is not given is the mask's. Raises ValueError naming
+    `place` for what is missing, and for a file outside `masks_path`.
     """
-    if not isinstance(counts, (str, bytes)):
-        return [operator.index(count) for count in counts]
-    runs, value, shift = [], 0, 0
-    for byte in counts.encode("ascii") if isinstance(counts, str) else counts:
-        if not 48 <= byte < 48 + 64:
-            raise ValueError(f"byte {byte}")
-        # 5 bits, the lowest first; bit 5 says that more follow, bit 4 of the last is the sign
-        value, shift = value | (byte - 48 & 31) << shift, shift + 5
-        if not byte - 48 & 32:
-            value -= (byte - 48 & 16) and 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))  # the difference from the last run of its kind
-            value = shift = 0
-    if shift:
-        raise ValueError("the last number is cut off")
-    return runs
-
-
-def _resized(masks: list[NDArray], visible_hw: tuple[int, int], canvas_hw: tuple[int, int]) -> Tensor:
-    """(T, canvas height, canvas width) bool, zero on the padding."""
-    canvas = torch.from_numpy(np.zeros((len(masks), *canvas_hw), dtype=bool))
-    if masks:
-        visible = torch.from_numpy(np.stack(masks))
-        if tuple(visible.shape[1:]) != tuple(visible_hw):
-            visible = tvF.resize(visible, list(visible_hw), interpolation=InterpolationMode.NEAREST_EXACT)
-        canvas[:, : visible_hw[0], : visible_hw[1]] = visible.bool()
-    return canvas
+    file_name, image_id = annotation.get("file_name"), annotation.get("image_id", annotation.get("id"))
+    place = f"{place} (image_id {image_id})"
+    if masks_path is None or not file_name:
+        missing = "masks_path, the folder of the PNGs" if masks_path is None else "'file_name', the PNG in masks_path"
+        raise ValueError(f"{place}: a panoptic annotation needs {missing}.")
+    if Path(file_name).is_absolute() or ".." in Path(file_name).parts:
+        raise ValueError(f"{place}: file_name {file_name!r} leaves the folder masks_path; give a path within it.")
+    path, objects, files = str(Path(masks_path) / file_name), [], SegmentFiles()
+    for i, segment in enumerate(annotation["segments_info"]):
+        missing_keys = {"id", "category_id"} - set(segment)
+        if missing_keys:
+            raise ValueError(f"{place}: segment {i} lacks {' and '.join(sorted(missing_keys))}; it has {set(segment)}.")
+        entry = {"file": path, "id": int(segment["id"])}
+        given = {"segmentation": entry, "iscrowd": 0}
+        if segment.get("bbox") is None or segment.get("area") is None:
+            mask = decode_segmentation(entry, image_hw, f"{place}: segment {i}", files)
+            given |= {"bbox": boxes_from_masks(mask[None])[0].tolist(), "area": float(mask.sum())}
+        given |= {name: value for name, value in segment.items() if name in _SEGMENT_KEYS and value is not None}
+        objects.append(given)
+    return {"image_id": image_id, "annotations": objects}

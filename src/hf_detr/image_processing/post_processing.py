@@ -14,8 +14,6 @@ from torchvision.ops import batched_nms
 
 from ..boxes import cxcywh_to_xyxy
 
-_NAMES = ("scores", "labels", "boxes")
-
 
 @torch.no_grad()
 def detections_from_outputs(
@@ -25,8 +23,9 @@ def detections_from_outputs(
     top_k: int | None,
     class_thresholds: Mapping[int, float] | Sequence[float] | None,
     nms_iou_threshold: float | None,
+    with_queries: bool = False,
 ) -> list[dict[str, Tensor]]:
-    """See `DetrImageProcessor.post_process_object_detection`."""
+    """See `DetrImageProcessor.post_process_object_detection`; `with_queries` adds the number of each query (N,)."""
     # B images, Q queries, C classes and one more for "no object"; N detections of one image
     logits, boxes = outputs.logits.float(), cxcywh_to_xyxy(outputs.pred_boxes.float())
     num_images, num_classes = logits.shape[0], logits.shape[-1] - 1
@@ -54,14 +53,12 @@ def detections_from_outputs(
         )
     image, query = np.nonzero(packed[..., 0] > thresholds[packed[..., 1].astype(np.int64)])  # NaN is above nothing
     scores, labels, boxes = np.split(packed[image, query], (1, 2), axis=1)  # in the order of the queries, as stock
-    scores, labels, boxes = scores[:, 0].copy(), labels[:, 0].astype(np.int64), boxes.copy()
+    columns = {"scores": scores[:, 0].copy(), "labels": labels[:, 0].astype(np.int64), "boxes": boxes.copy()}
+    columns |= {"queries": query} if with_queries else {}
     ends = np.bincount(image, minlength=num_images).cumsum().tolist()
     # from slices: each result is a tensor of its own, which pickled takes nothing of the others along
     results = [
-        {
-            name: torch.from_numpy(values[start:end])
-            for name, values in zip(_NAMES, (scores, labels, boxes), strict=True)
-        }
+        {name: torch.from_numpy(values[start:end]) for name, values in columns.items()}
         for start, end in zip([0, *ends], ends, strict=False)
     ]
     if top_k is None and nms_iou_threshold is None:

@@ -84,6 +84,13 @@ def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
     checked["on_bad_box"] = _one_of("on_bad_box", settings["on_bad_box"], BAD_BOX_POLICIES)
     checked["size"] = as_size_dict(settings["size"])
     checked["pad_size"] = None if settings["pad_size"] is None else as_pad_size_dict(settings["pad_size"])
+    if settings["label_ids_to_fuse"] is not None:
+        labels = [_whole(label) for label in settings["label_ids_to_fuse"]]
+        if any(label is None or label < 0 for label in labels):
+            raise ValueError(
+                f"label_ids_to_fuse={settings['label_ids_to_fuse']!r}: expected class ids, integers from 0."
+            )
+        checked["label_ids_to_fuse"] = sorted(set(labels))
     for name in _SWITCHES:
         if settings[name] not in (True, False):
             raise ValueError(f"{name}={settings[name]!r}: expected True or False.")

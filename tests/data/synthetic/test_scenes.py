@@ -4,9 +4,12 @@ import time
 import numpy as np
 import pytest
 
-from hf_detr.data.schema import class_names, is_detection_dataset
+from hf_detr.data.schema import class_names, is_detection_dataset, stuff_ids
 from hf_detr.data.synthetic.digits import DIGIT_NAMES, digit_scenes
 from hf_detr.data.synthetic.shapes import SHAPE_NAMES, shape_scenes
+from hf_detr.data.synthetic.textures import TEXTURE_NAMES
+
+from ..mask_folders import masks_of
 
 
 @pytest.mark.parametrize(("make", "names"), [(digit_scenes, DIGIT_NAMES), (shape_scenes, SHAPE_NAMES)])
@@ -107,3 +110,54 @@ def test_impossible_scenes_are_refused(arguments, message):
 def test_unknown_shapes_are_refused():
     with pytest.raises(ValueError, match="shapes must be"):
         shape_scenes(1, shapes=["blob"])
+
+
+@pytest.mark.parametrize("make", [digit_scenes, shape_scenes])
+def test_boxes_do_not_depend_on_the_task(make):
+    plain, instance, panoptic = (make(8, image_size=48, task=task) for task in ("detection", "instance", "panoptic"))
+    as_bytes = lambda scenes: [one["bytes"] for one in scenes.to_dict()["image"]]  # noqa: E731
+    assert as_bytes(plain) == as_bytes(instance)
+    for row, with_masks, with_stuff in zip(plain, instance, panoptic, strict=True):
+        count = len(row["objects"]["bbox"])
+        for name in ("bbox", "category"):
+            assert row["objects"][name] == with_masks["objects"][name] == with_stuff["objects"][name][:count]
+    assert make(2, image_size=48, task="panoptic").to_dict() == panoptic.select(range(2)).to_dict()
+    assert is_detection_dataset(panoptic)
+
+
+def test_masks_are_exactly_the_pixels_that_an_object_changed(monkeypatch):
+    """Painted one by one: an object's mask is its ink less what later objects cover."""
+    from hf_detr.data.synthetic import scenes as module
+
+    seen, original = [], module._stamp
+
+    def stamp(rng, picture, coverage, box):
+        seen[-1].append((coverage > module._INK, box))
+        original(rng, picture, coverage, box)
+
+    background = module._background
+    monkeypatch.setattr(module, "_stamp", stamp)
+    monkeypatch.setattr(module, "_background", lambda rng, size: seen.append([]) or background(rng, size))
+    for row, stamps in zip(shape_scenes(10, 64, max_objects=8, task="instance"), seen, strict=True):
+        owner = np.full((64, 64), -1)
+        for number, (ink, (x, y, w, h)) in enumerate(stamps):
+            owner[y : y + h, x : x + w][ink] = number
+        for number, mask in enumerate(masks_of(row)):
+            assert np.array_equal(mask, owner == number)
+            assert row["objects"]["area"][number] == mask.sum()
+            x, y, w, h = map(int, row["objects"]["bbox"][number])
+            assert mask[y : y + h, x : x + w].sum() == mask.sum()
+
+
+def test_every_pixel_of_a_panoptic_scene_is_one_thing_or_stuff():
+    for make, names in ((digit_scenes, DIGIT_NAMES), (shape_scenes, SHAPE_NAMES)):
+        scenes = make(12, image_size=48, task="panoptic")
+        assert class_names(scenes) == [*names, *TEXTURE_NAMES]
+        for row in scenes:
+            assert np.array_equal(np.sum(masks_of(row), axis=0), np.ones((48, 48)))
+            stuff = [one for one in row["objects"]["category"] if one >= len(names)]
+            assert len(stuff) == len(set(stuff)) > 0
+            assert row["objects"]["is_thing"] == [one < len(names) for one in row["objects"]["category"]]
+        assert set(stuff_ids(scenes)) <= set(range(len(names), len(names) + 4))
+    with pytest.raises(ValueError, match="task must be one of"):
+        shape_scenes(1, task="masks")

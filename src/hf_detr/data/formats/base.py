@@ -9,6 +9,8 @@ from warnings import warn
 
 from PIL import Image
 
+from ..masks import MaskError, as_entry
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 # what PIL raises for files that are no image, or a damaged one (UnidentifiedImageError is an OSError)
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -18,6 +20,7 @@ _SPLIT_NAMES = {
     "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation",
 }  # fmt: skip
 USUAL_SPLITS = ("train", "validation", "test")
+MASK_KINDS = "mask: "  # how the kinds of problems of masks begin
 # kinds of problems that on_bad_image="drop" is the answer to
 BAD_IMAGE = ("missing image", "corrupt image", "size differs")
 
@@ -41,7 +44,7 @@ class Format:
 
 @dataclass
 class Annotation:
-    """One object: `where` names its file and, in text formats, its line."""
+    """One object: `where` names its file and, in text formats, its line; `segmentation` is an entry of `masks`."""
 
     id: int
     bbox_xywh_px: tuple[float, float, float, float]
@@ -49,6 +52,8 @@ class Annotation:
     area: float
     iscrowd: int
     where: str
+    segmentation: dict[str, Any] | None = None
+    is_thing: bool = True
 
 
 @dataclass
@@ -65,13 +70,15 @@ class ImageRecord:
 
 @dataclass
 class RawDataset:
-    """What was read: `format` and `description` say what was found, `splits` maps names to images."""
+    """What was read: `format` and `description` say what was found, `splits` maps names to images. `panoptic` where
+    every segment of an image is an object."""
 
     format: str
     description: str
     class_names: list[str]
     original_ids: list[int]
     splits: dict[str, list[ImageRecord]]
+    panoptic: bool = False
 
 
 @dataclass
@@ -89,11 +96,13 @@ class Problem:
 class Findings:
     """Where readers report what is wrong: raised at once while loading, collected while checking.
 
-    Problems of the kinds in `dropped` are no errors: the caller leaves the item out, and they are counted.
+    Problems of the kinds in `dropped` are no errors: the caller leaves the item out, and they are counted. Problems of
+    masks are errors with `need_masks` alone, for boxes are learned without.
     """
 
     collect: bool = False
     dropped: tuple[str, ...] = ()
+    need_masks: bool = False
     problems: list[Problem] = field(default_factory=list)
 
     def error(self, kind: str, where: str | Path, message: str, split: str | None = None) -> None:
@@ -109,14 +118,40 @@ class Findings:
             warn(f"{where}: {message}", stacklevel=2)
         self.problems.append(Problem("warning", kind, str(where), message, split))
 
+    def mask(self, error: MaskError, where: str | Path, split: str | None = None) -> None:
+        """A mask that cannot be used, collected: its object is left without one."""
+        kind, severity = f"{MASK_KINDS}{error.kind}", "error" if self.need_masks else "warning"
+        self.problems.append(Problem(severity, kind, str(where), str(error), split))
+
+    def masked(self, segmentation: Any, where: str | Path, split: str | None = None) -> dict[str, Any] | None:
+        """`masks.as_entry`, or None with what is wrong collected."""
+        try:
+            return as_entry(segmentation)
+        except MaskError as error:
+            self.mask(error, where, split)
+            return None
+
+    def warn_of_masks(self, split: str) -> None:
+        """Says how many masks of a split cannot be used, once, where there are some and none is collected."""
+        found = [one for one in self.problems if one.kind.startswith(MASK_KINDS) and one.split == split]
+        if found and not self.collect:
+            count, kinds, first = _counted(found)
+            said = f"split {split!r}: {count} masks cannot be used ({kinds}), their objects have boxes alone; {first}"
+            warn(said, stacklevel=3)
+
     def summary_of_dropped(self, split: str) -> str:
         """One sentence with the counts of what was dropped from a split; empty where nothing was."""
         dropped = [one for one in self.problems if one.kind in self.dropped and one.split == split]
         if not dropped:
             return ""
-        kinds = ", ".join(f"{kind}: {count}" for kind, count in Counter(one.kind for one in dropped).most_common())
-        first = f"{dropped[0].where}: {dropped[0].message}"
-        return f"split {split!r}: {len(dropped):,} images dropped ({kinds}), on_bad_image='drop'; the first: {first}"
+        count, kinds, first = _counted(dropped)
+        return f"split {split!r}: {count} images dropped ({kinds}), on_bad_image='drop'; {first}"
+
+
+def _counted(problems: list[Problem]) -> tuple[str, str, str]:
+    """How many there are, how many of which kind, and the first."""
+    kinds = ", ".join(f"{kind}: {count}" for kind, count in Counter(one.kind for one in problems).most_common())
+    return f"{len(problems):,}", kinds, f"the first: {problems[0].where}: {problems[0].message}"
 
 
 def split_name(text: str) -> str:

@@ -10,6 +10,7 @@ from warnings import warn
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, IterableDataset, concatenate_datasets
 
 from ..box_policy import BoxPolicy, is_area_of, to_xywh_px
+from ..masks import box_of
 from ..schema import detection_features, is_detection_dataset
 from ..verification import is_good
 from .base import UNREADABLE, USUAL_SPLITS, Findings, check_class_names, split_name, upright_size
@@ -21,6 +22,7 @@ _BBOX = ("bbox", "bboxes", "boxes", "box")
 _CATEGORY = ("category", "categories", "category_id", "label", "labels", "class", "class_label")
 _ID = ("id", "bbox_id", "annotation_id", "ids")
 _CROWD = ("iscrowd", "is_crowd")
+_MASKS = ("segmentation", "segmentations", "polygons", "polygon", "rle")
 
 
 def to_detection_schema(
@@ -29,20 +31,18 @@ def to_detection_schema(
     source: str,
     policy: BoxPolicy,
     findings: Findings,
-    label: ClassLabel,
+    schema: Features,
     bbox_format: str = "xywh",
 ) -> Dataset | IterableDataset:
     """One split in the schema of `schema.py`; images stay what they were, references or encoded bytes.
 
     Needs a column of images and one of objects with boxes and categories, under the usual names; width, height (else
     read from the image's header), image_id (else the row number), areas, ids and iscrowd are filled in where absent.
-    `label`, of `one_class_label`, says how the classes are numbered. Raises ValueError naming the row.
+    `schema`, of `one_schema`, says how the classes are numbered. Raises ValueError naming the row.
     """
     dataset = _with_features(dataset)
     names = _Columns(dataset.features, f"{source}, split {split!r}")
-    rows = _RowReader(names, label, split, source, policy, findings, bbox_format)
-    schema = detection_features(label.names)
-    schema["objects"]["category"].feature.id = label.id
+    rows = _RowReader(names, schema, split, source, policy, findings, bbox_format)
 
     if isinstance(dataset, IterableDataset):
         wanted = dataset.select_columns(names.used).cast_column(names.image, Image(decode=False))
@@ -53,7 +53,7 @@ def to_detection_schema(
             read = read.filter(is_good)
         return read.cast(schema)
 
-    known = is_detection_dataset(dataset) and names.category_feature == label
+    known = is_detection_dataset(dataset) and dataset.features["objects"] == schema["objects"]
     if known and bbox_format == "xywh" and not rows.any_change(dataset):
         return dataset
     undecoded = dataset.select_columns(names.used).cast_column(names.image, Image(decode=False))
@@ -81,12 +81,16 @@ class _Columns:
         self.image = "image" if "image" in images else (images[0] if len(images) == 1 else "")
         self.objects = next((name for name in _OBJECTS if _fields(features.get(name)) is not None), "")
         fields = _fields(features.get(self.objects)) or {}
-        self.bbox, self.category, self.id, self.crowd = (
-            next((name for name in aliases if name in fields), "") for aliases in (_BBOX, _CATEGORY, _ID, _CROWD)
+        of_masks = [name for name in _MASKS if not isinstance(fields.get(name), dict)]  # else a dict of lists
+        self.bbox, self.category, self.id, self.crowd, self.mask = (
+            next((name for name in aliases if name in fields), "")
+            for aliases in (_BBOX, _CATEGORY, _ID, _CROWD, of_masks)
         )
+        self.is_thing = "is_thing" if "is_thing" in fields else ""
         self.area = "area" if "area" in fields else ""
+        self.optional = (self.bbox, self.id, self.area, self.crowd, self.mask, self.is_thing)
         self.category_feature = getattr(fields.get(self.category), "feature", fields.get(self.category))
-        if not (self.image and self.bbox and self.category):
+        if not (self.image and (self.bbox or self.mask) and self.category):
             raise ValueError(
                 f"{where}: expected a column of images and a column 'objects' with 'bbox' and 'category', got "
                 f"{features}; rename_column or map the data set into these names and pass the result."
@@ -115,7 +119,20 @@ def _integer(features: Features, name: str) -> str:
     return name if "int" in getattr(features.get(name), "dtype", "") else ""
 
 
-def one_class_label(
+def one_schema(
+    found: Mapping[str, Any], class_names: Sequence[str] | None, masks: bool, source: str, findings: Findings
+) -> Features:
+    """The features of all splits: the classes of `_one_label`, and masks where one of the splits has some and `masks`
+    wants them."""
+    label = _one_label(found, class_names, source, findings)
+    columns = [_Columns(_with_features(one).features, source) for one in found.values()]
+    with_masks, panoptic = masks and any(one.mask for one in columns), any(one.is_thing for one in columns)
+    schema = detection_features(label.names, None, with_masks, panoptic)
+    schema["objects"]["category"].feature.id = label.id
+    return schema
+
+
+def _one_label(
     found: Mapping[str, Any], class_names: Sequence[str] | None, source: str, findings: Findings
 ) -> ClassLabel:
     """The numbering of the classes of all splits: their ClassLabel, where they have one and the same; `class_names`; or
@@ -168,12 +185,13 @@ def _as_lists(objects: Any, fields: list[str]) -> dict[str, list]:
 class _RowReader:
     """Row of the source -> row of the schema, under the policy for bad boxes."""
 
-    def __init__(self, columns, label, split, source, policy, findings, bbox_format):
-        self.columns, self.label, self.split, self.source = columns, label, split, source
+    def __init__(self, columns, schema, split, source, policy, findings, bbox_format):
+        self.columns, self.schema, self.split, self.source = columns, schema, split, source
+        self.label = schema["objects"]["category"].feature
         self.policy, self.findings, self.bbox_format = policy, findings, bbox_format
         self.next_id = 1
         # a number means what the split's own ClassLabel says, if it has one
-        self.own_names = getattr(columns.category_feature, "names", None) or label.names
+        self.own_names = getattr(columns.category_feature, "names", None) or self.label.names
 
     def __call__(self, row: dict, index: int) -> dict:
         columns = self.columns
@@ -194,26 +212,29 @@ class _RowReader:
 
     def _objects(self, given: Any, width: int, height: int, where: str) -> dict[str, list]:
         columns = self.columns
-        fields = [name for name in (columns.bbox, columns.category, columns.id, columns.area, columns.crowd) if name]
+        fields = [columns.category, *(name for name in columns.optional if name)]
         source = _as_lists(given, fields)
-        objects: dict[str, list] = {"id": [], "bbox": [], "category": [], "area": [], "iscrowd": []}
+        objects: dict[str, list] = {name: [] for name in self.schema["objects"]}
         lengths = {name: len(values) for name, values in source.items()}
         if len(set(lengths.values())) > 1:
             message = f"lists of objects differ in length, {lengths}; every object needs every field."
             self._error("corrupt annotation", where, message)
             return objects
-        for position, (box, category) in enumerate(zip(source[columns.bbox], source[columns.category], strict=True)):
+        for position, category in enumerate(source[columns.category]):
+            box = source[columns.bbox][position] if columns.bbox else None
+            given = source[columns.mask][position] if columns.mask else None
             place = f"{where}, object {position}"
             number = source[columns.id][position] if columns.id else self.next_id
             self.next_id += 1
             category = self._category(category, place)
             if category is None:
                 continue
-            if box is None or len(box) != 4 or None in list(box):
+            of_mask = box_of(given, (height, width)) if box is None and width and height else None
+            if of_mask is None and (box is None or len(box) != 4 or None in list(box)):
                 message = f"expected bbox as four numbers, got {box}; correct or remove the object."
                 self._error("corrupt annotation", place, message)
                 continue
-            box = to_xywh_px(box, self.bbox_format, width, height)
+            box = of_mask or to_xywh_px(box, self.bbox_format, width, height)
             area = source[columns.area][position] if columns.area else None
             if area is not None and is_bad_area(area, box):
                 self._error("bad area", place, f"area {area} is no number of square pixels; correct it or remove it.")
@@ -229,19 +250,24 @@ class _RowReader:
             objects["category"].append(category)
             objects["area"].append(box[2] * box[3] if area is None else area)
             objects["iscrowd"].append(int(bool(source[columns.crowd][position])) if columns.crowd else 0)
+            if "segmentation" in objects:
+                objects["segmentation"].append(self.findings.masked(given, place, self.split))
+            if "is_thing" in objects:
+                objects["is_thing"].append(not columns.is_thing or source[columns.is_thing][position] is not False)
         return objects
 
     def _error(self, kind: str, where: str, message: str) -> None:
         self.findings.error(kind, where, message, self.split)
 
     def any_change(self, dataset: Dataset) -> bool:
-        """Whether the policy would alter a box of a data set that has the schema; raises as the policy does."""
+        """Whether a box or mask of a data set that has the schema would be altered; raises as the policy does."""
         trial = _RowReader(
-            self.columns, self.label, self.split, self.source, BoxPolicy(self.policy.on_bad_box, self.split),
-            Findings(self.findings.collect, self.findings.dropped), self.bbox_format,
+            self.columns, self.schema, self.split, self.source, BoxPolicy(self.policy.on_bad_box, self.split),
+            Findings(self.findings.collect, self.findings.dropped, self.findings.need_masks), self.bbox_format,
         )  # fmt: skip
         for index, row in enumerate(dataset.remove_columns("image")):
-            if trial(row, index)["objects"]["bbox"] != row["objects"]["bbox"]:
+            objects = trial(row, index)["objects"]
+            if any(objects.get(name) != row["objects"].get(name) for name in ("bbox", "segmentation")):
                 return True
         self.policy.boxes = trial.policy.boxes
         self.findings.problems += trial.findings.problems

@@ -9,6 +9,8 @@ was a click without a drag: it has no area, and is treated as bad.
 
 Objects marked `difficult` are kept as objects like any other (`voc_difficult="keep"`); "ignore" marks them iscrowd,
 which COCO evaluation, like VOC's own, then leaves out of account, and training too.
+
+Masks. Where an image has a PNG in SegmentationObject, the colour (palette index) n in it is the n-th object of the XML.
 """
 
 import re
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from ..masks import as_entry
 from .base import (
     IMAGE_SUFFIXES,
     USUAL_SPLITS,
@@ -50,11 +53,12 @@ def read_voc(
     root: Path,
     findings: Findings,
     splits: Sequence[str] | None = None,
+    masks: bool = True,
     class_names: Sequence[str] | None = None,
     voc_first_pixel: int = 1,
     voc_difficult: str = "keep",
 ) -> RawDataset:
-    """Reads a VOC folder; see the module for what it makes of corners and `difficult`.
+    """Reads a VOC folder; see the module for what it makes of corners, `difficult` and masks.
 
     Splits are the lists of ImageSets/Main (those of the form `aeroplane_train.txt`, a class in or out, are not
     splits); without lists, all is "train"; folders train, valid, test with images and XML of their own are splits too.
@@ -104,7 +108,9 @@ def read_voc(
                     continue
                 width, height = size
             record = ImageRecord(image, numbers[path], width, height, left_out=file.left_out)
-            for offset, (name, corners, is_difficult, line) in enumerate(file.objects):
+            png = _home(path) / "SegmentationObject" / f"{path.stem}.png"
+            has_masks = masks and png.is_file()
+            for offset, (name, corners, is_difficult, line, number) in enumerate(file.objects):
                 where = f"{path}:{line}"
                 if name not in class_ids:
                     message = f"unknown class {name!r}, expected one of {names}; add it to class_names or rename it."
@@ -120,6 +126,7 @@ def read_voc(
                         area=box[2] * box[3],
                         iscrowd=int(is_difficult and voc_difficult == "ignore"),
                         where=where,
+                        segmentation=as_entry({"file": str(png), "id": number}) if has_masks else None,
                     )
                 )
             images.append(record)
@@ -133,16 +140,16 @@ VOC = Format(
     "Annotations/*.xml or *.xml beside images (VOC)",
     is_voc,
     read_voc,
-    ("class_names", "voc_first_pixel", "voc_difficult"),
+    ("masks", "class_names", "voc_first_pixel", "voc_difficult"),
 )
 
 
 class _Parsed:
-    """One XML file: `objects` as (name, corners, difficult, line), how many more were faulty; `broken` where it could
-    not be read."""
+    """One XML file: `objects` as (name, corners, difficult, line, number from 1), how many more were faulty; `broken`
+    where it could not be read."""
 
     def __init__(self, path: Path, findings: Findings):
-        self.objects: list[tuple[str, tuple[float, ...], bool, int]] = []
+        self.objects: list[tuple[str, tuple[float, ...], bool, int, int]] = []
         self.filename, self.size_wh, self.broken, self.left_out = "", (0, 0), True, 0
         try:
             text = path.read_bytes()
@@ -175,7 +182,7 @@ class _Parsed:
                 findings.error("corrupt annotation", f"{path}:{where}", read)
                 self.left_out += 1
             else:
-                self.objects.append((*read, where))
+                self.objects.append((*read, where, index + 1))
 
     @staticmethod
     def _object(element: ElementTree.Element) -> Any:

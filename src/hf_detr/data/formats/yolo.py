@@ -38,11 +38,11 @@ def is_yolo(root: Path) -> bool:
     return _yaml_file(root) is not None or _names_file(root) is not None
 
 
-def read_yolo(root: Path, findings: Findings, splits: Sequence[str] | None = None) -> RawDataset:
+def read_yolo(root: Path, findings: Findings, splits: Sequence[str] | None = None, masks: bool = True) -> RawDataset:
     """Reads a YOLO data set by its YAML: `names` (list or dict), `train`, `val`, `test` (folder, list, .txt), `path`.
 
     Centres and sizes are fractions of the upright image, whose size is read from its header. A polygon (three points
-    or more) becomes the box around it, with the polygon's area; with `kpt_shape` in the YAML, keypoints after the box
+    or more) is a mask, with the box around it and its own area; with `kpt_shape` in the YAML, keypoints after the box
     are left aside. An image without a label file, or with an empty one, has no object. Class ids of a dict of names are
     kept as `original_ids`. Images are numbered by their sorted paths. Raises ValueError (unless findings are collected)
     naming file and line.
@@ -84,7 +84,7 @@ def read_yolo(root: Path, findings: Findings, splits: Sequence[str] | None = Non
             record = ImageRecord(image, numbers[image], *size)
             if label_path.is_file():
                 labelled += 1
-                _read_labels(label_path, record, class_ids, names, next_id, split, findings, keypoints)
+                _read_labels(label_path, record, class_ids, names, next_id, split, findings, keypoints, masks)
                 next_id += len(record.annotations)
             images.append(record)
         if images and not labelled:
@@ -95,7 +95,7 @@ def read_yolo(root: Path, findings: Findings, splits: Sequence[str] | None = Non
     return RawDataset("yolo", f"YOLO, {path}", names, original_ids, result)
 
 
-YOLO = Format("yolo", "data.yaml, or classes.txt beside images and labels (YOLO)", is_yolo, read_yolo)
+YOLO = Format("yolo", "data.yaml, or classes.txt beside images and labels (YOLO)", is_yolo, read_yolo, ("masks",))
 
 
 def _read_labels(
@@ -107,6 +107,7 @@ def _read_labels(
     split: str,
     findings: Findings,
     keypoints: int,
+    masks: bool,
 ) -> None:
     for number, line in enumerate(read_lines(label_path, findings, split), start=1):
         fields = line.split()
@@ -142,16 +143,20 @@ def _read_labels(
             )
             findings.error("pixels given as fractions", where, message, split)
             continue
-        width, height = record.width, record.height
+        width, height, segmentation = record.width, record.height, None
         if is_polygon:
+            if masks:
+                polygon = [value * (height if k % 2 else width) for k, value in enumerate(values)]
+                segmentation = findings.masked([polygon], where, split)
             box, area = _around(values), _area(values) * width * height
             box_xywh_px = to_xywh_px(box, "xyxy_fraction", width, height)
         else:
             box_xywh_px = to_xywh_px(tuple(values), "cxcywh_fraction", width, height)
             area = box_xywh_px[2] * box_xywh_px[3]
         record.left_out -= 1
+        number = first_id + len(record.annotations)
         record.annotations.append(
-            Annotation(first_id + len(record.annotations), box_xywh_px, class_ids[int(category)], area, 0, where)
+            Annotation(number, box_xywh_px, class_ids[int(category)], area, 0, where, segmentation)
         )
 
 

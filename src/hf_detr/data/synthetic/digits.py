@@ -22,6 +22,7 @@ def digit_scenes(
     digits: Iterable[int] = range(10),
     split: str = "train",
     object_size: tuple[int, int] | None = None,
+    task: str = "detection",
 ) -> Dataset:
     """Pictures of scattered handwritten digits with tight boxes, in the schema of `schema.py`.
 
@@ -29,8 +30,10 @@ def digit_scenes(
     ascending order, named "zero" to "nine"), `object_size` = (smallest, largest) height in pixels, by default a
     sixth to five twelfths of the picture. Colours, contrast, texture, size and place are random but follow from
     `seed` alone; boxes overlap by at most a tenth of the smaller one. `split="test"` draws on other scans (300 of the
-    1,797) than `split="train"`. Raises ValueError for impossible sizes, unknown splits and no or unknown digits,
-    ImportError without scikit-learn. Scans: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, 1998.
+    1,797) than `split="train"`. `task` "instance" adds the digits' masks, "panoptic" also textures of the background,
+    classes "plain", "striped", "checked" and "dotted", as stuff; boxes stay the same. Raises ValueError for impossible
+    sizes, unknown splits and tasks, and no or unknown digits, ImportError without scikit-learn. Scans: Alpaydin and
+    Kaynak, Optical Recognition of Handwritten Digits, 1998.
     """
     wanted = sorted(set(digits))
     if not wanted or not set(wanted) <= set(range(10)):
@@ -46,7 +49,7 @@ def digit_scenes(
 
     return paint_scenes(
         draw, [DIGIT_NAMES[digit] for digit in wanted], num_images, image_size, max_objects, object_size, seed, split,
-        f"Generated scenes of handwritten digits, {split} scans, seed {seed}.",
+        task, f"Generated scenes of handwritten digits, {split} scans, seed {seed}.",
     )  # fmt: skip
 
 

@@ -11,9 +11,12 @@ from datasets import Dataset, DatasetInfo
 from numpy.random import Generator
 from PIL import Image
 
+from ..masks import boxes_from_masks, encode_mask
 from ..schema import detection_features
+from .textures import TEXTURE_NAMES, paint_textures
 
 _SPLITS = ("train", "test")
+_TASKS = ("detection", "instance", "panoptic")
 _INK = 0.35  # coverage of a pixel from which it counts as ink: boxes are tight around what one sees
 
 # draws one object: (generator, wanted height in pixels) -> class id and coverage (h, w) in [0, 1]
@@ -29,9 +32,16 @@ def paint_scenes(
     object_size: tuple[int, int] | None,
     seed: int,
     split: str,
+    task: str,
     description: str,
 ) -> Dataset:
-    """`num_images` scenes of `image_size` pixels squared, each with 1 to `max_objects` stamps, in the one schema."""
+    """`num_images` scenes of `image_size` pixels squared, each with 1 to `max_objects` stamps, in the one schema.
+
+    With `task` "instance" objects have exact masks of what is seen of their ink, with "panoptic" the background has
+    textures (`textures.TEXTURE_NAMES`, classes after the others), which are stuff. Boxes are the same in all three.
+    """
+    if task not in _TASKS:
+        raise ValueError(f"task must be one of {_TASKS}, got {task!r}.")
     if split not in _SPLITS:
         raise ValueError(f"split must be one of {_SPLITS}, got {split!r}.")
     if num_images < 0 or image_size < 16 or max_objects < 1:
@@ -51,6 +61,10 @@ def paint_scenes(
     for index in range(num_images):
         rng = np.random.default_rng([seed, _SPLITS.index(split), index])
         picture = _background(rng, image_size)
+        # random numbers of its own: boxes do not depend on the task
+        textures_rng = np.random.default_rng([seed, _SPLITS.index(split), index, 1])
+        textures = paint_textures(textures_rng, picture) if task == "panoptic" else {}
+        owner = np.full((image_size, image_size), -1)  # the object seen in each pixel
         boxes: list[tuple[int, int, int, int]] = []
         categories = []
         for _ in range(rng.integers(1, max_objects + 1)):
@@ -59,23 +73,29 @@ def paint_scenes(
             if box is None:
                 continue  # no free place left: the scene has an object less
             _stamp(rng, picture, coverage, box)
+            owner[box[1] : box[1] + box[3], box[0] : box[0] + box[2]][coverage > _INK] = len(boxes)
             boxes.append(box)
             categories.append(category)
         columns["image"].append({"path": None, "bytes": _png(picture)})
         columns["image_id"].append(index)
         columns["width"].append(image_size)
         columns["height"].append(image_size)
-        columns["objects"].append(
-            {
-                "id": list(range(next_id, next_id + len(boxes))),
-                "bbox": boxes,
-                "category": categories,
-                "area": [w * h for _, _, w, h in boxes],
-                "iscrowd": [0] * len(boxes),
-            }
-        )
-        next_id += len(boxes)
-    features = detection_features(class_names)
+        objects = {"bbox": boxes, "category": categories, "area": [w * h for _, _, w, h in boxes]}
+        if task != "detection":
+            stuff = {texture: seen for texture, mask in textures.items() if (seen := mask & (owner < 0)).any()}
+            masks = [*(owner == number for number in range(len(boxes))), *stuff.values()]
+            stacked = np.array(masks).reshape(-1, image_size, image_size)
+            objects["bbox"] = [*boxes, *boxes_from_masks(stacked[len(boxes) :]).tolist()]
+            objects["category"] = [*categories, *(len(class_names) + texture for texture in stuff)]
+            objects["area"] = stacked.sum(axis=(1, 2)).tolist()
+            objects["segmentation"] = [encode_mask(mask) for mask in masks]
+        if task == "panoptic":
+            objects["is_thing"] = [True] * len(boxes) + [False] * len(stuff)
+        count = len(objects["bbox"])
+        columns["objects"].append({"id": list(range(next_id, next_id + count)), "iscrowd": [0] * count, **objects})
+        next_id += count
+    names = [*class_names, *(TEXTURE_NAMES if task == "panoptic" else ())]
+    features = detection_features(names, None, task != "detection", task == "panoptic")
     return Dataset.from_dict(columns, features=features, info=DatasetInfo(description=description, features=features))
 
 

@@ -49,6 +49,7 @@ def shape_scenes(
     shapes: Iterable[str] = SHAPE_NAMES,
     split: str = "train",
     object_size: tuple[int, int] | None = None,
+    task: str = "detection",
 ) -> Dataset:
     """Pictures of scattered shapes, filled or in outline, turned at random, with tight boxes; else as `digit_scenes`.
 
@@ -73,5 +74,5 @@ def shape_scenes(
 
     return paint_scenes(
         draw, wanted, num_images, image_size, max_objects, object_size, seed, split,
-        f"Generated scenes of shapes, {split} split, seed {seed}.",
+        task, f"Generated scenes of shapes, {split} split, seed {seed}.",
     )  # fmt: skip
