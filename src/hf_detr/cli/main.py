@@ -19,6 +19,7 @@ _COMMANDS = {
     "evaluate": "measure COCO average precision of a model on a data set",
     "predict": "find the objects in pictures, as COCO JSON and drawn",
     "demo": "train a small DETR on generated scenes: a check that everything works",
+    "export": "write a detector as ONNX, OpenVINO, ExecuTorch or torch.export, checked against the model",
     "convert": "turn a checkpoint of the original DETR into one that from_pretrained reads",
 }
 
