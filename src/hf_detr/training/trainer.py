@@ -48,7 +48,7 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
           `CocoEvaluator`. Targets are the data set's own rows where there are any, so crowds count as COCO has it;
         - random augmentation that follows from seed, epoch and image, so that a resumed run is the same run;
           `train(resume_from_checkpoint=True)` takes the newest whole checkpoint;
-        - recipes: "paper", and "fast" with help in training that leaves a plain DETR (see `DetrTrainingArguments`);
+        - recipes: "paper", and "fast" with training-only parts that leave a plain DETR (see `DetrTrainingArguments`);
         - `data_wait_share`, after `train()`: the share of the time, evaluation not counted, that the model stood still
           because its next batch was not there yet; also in the metrics, as `train_data_wait_share`;
         - an average of the weights, early stopping, a look at every box before the first step.
@@ -125,7 +125,7 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             **options,
         )
         if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and getattr(self.model, "training_only", None):
-            raise ValueError("Training-only help does not go with FSDP or DeepSpeed; use recipe='paper'.")
+            raise ValueError("Training-only parts do not go with FSDP or DeepSpeed; use recipe='paper'.")
         self.model_accepts_loss_kwargs = True  # the losses are shares of the step's already
         if args.averages_weights:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
