@@ -24,6 +24,7 @@ class _Part(NamedTuple):
     """What the model sees at once of an image (C, H, W): the whole of it, or a tile."""
 
     source: Any
+    number: int  # of the image from 1, to name it by
     image: Tensor
     tiles: list[Corners]  # of the image; one where it is seen as a whole
     tile: int
@@ -66,7 +67,8 @@ class Predictor:
             return source, _or_reason(lambda: load(source))
 
         def parts() -> Iterator[_Part]:
-            for source, image in in_order(loaded, sources, threads, 1 if self.tile_px else ahead):
+            images = in_order(loaded, sources, threads, 1 if self.tile_px else ahead)
+            for number, (source, image) in enumerate(images, start=1):
                 if isinstance(image, str):
                     unreadable.append((source, image))
                     continue
@@ -75,7 +77,7 @@ class Predictor:
                 if self.tile_px:
                     tiles = tile_corners((height, width), self.tile_px, self.overlap)
                 for tile in range(len(tiles)):
-                    yield _Part(source, image, tiles, tile, "")
+                    yield _Part(source, number, image, tiles, tile, "")
 
         def prepared() -> Iterator[_Part]:
             failed = None
@@ -119,7 +121,7 @@ class Predictor:
             outputs = self.model(pixel_values.to(device, non_blocking=True))
         corners = [part.tiles[part.tile] for part in parts]
         sizes_hw = [(bottom - top, right - left) for left, top, right, bottom in corners]
-        found = finite_detections(self.processor, outputs, sizes_hw, [part.source for part in parts], self.threshold)
+        found = finite_detections(self.processor, outputs, sizes_hw, [part.number for part in parts], self.threshold)
         for part, detections in zip(parts, found, strict=True):
             if part.tile == 0:
                 self._of_tiles = []
