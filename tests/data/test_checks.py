@@ -37,7 +37,7 @@ def test_a_sound_data_set_has_numbers_and_no_problems(coco_dir):
     text = report.text()
     for expected in (
         "no problems",
-        "3 images, 3 objects, 1 images without objects",
+        "3 images, 3 objects, 1 image without objects",
         "num_queries=100 is enough",
         "dog",
     ):

@@ -364,8 +364,10 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """With the training's loss, also its parts; and a warning where the numbers say that it has gone wrong."""
+        """With the training's loss, also its parts and the rates of all groups of parameters; and a warning where the
+        numbers say that it has gone wrong."""
         if self.is_in_train and "loss" in logs:
+            logs.update(self._rates_of_groups(logs.get("learning_rate")))
             logs.update(
                 self._losses.take(self.args.world_size, lambda sums: self.accelerator.reduce(sums, reduction="mean"))
             )
@@ -375,6 +377,14 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
                 collapse.warn(f"Step {self.state.global_step}")
             warn_if_not_finite(logs, self.state.global_step)
         super().log(logs, *args, **kwargs)
+
+    def _rates_of_groups(self, rate: float | None) -> dict[str, float]:
+        """The rates of the groups after the first, which Transformers logs; a schedule scales all alike."""
+        first, *others = self.optimizer.param_groups
+        if rate is None or not first.get("initial_lr"):
+            return {}
+        factor = rate / first["initial_lr"]
+        return {f"learning_rate_{one['name']}": factor * one["initial_lr"] for one in others if "name" in one}
 
     def _share_norm_statistics(self) -> None:
         """Live batch norms see each process's images only; everyone takes the first process's, which are saved."""
