@@ -22,7 +22,7 @@ def sound(model_dir, tmp_path_factory):
     shutil.copytree(model_dir, root / "run")
     metrics = {"split": "test", "metrics": {"map": 0.5, "per_class": {}}, "history": [{"loss": 1.0, "epoch": 1}]}
     (root / "run" / "metrics.json").write_text(json.dumps(metrics))
-    (root / "run" / "run.json").write_text(json.dumps({"epochs": 1, "seed": 0}))
+    (root / "run" / "run.json").write_text(json.dumps({"epochs": 1, "seed": 7}))
     (root / "run" / "README.md").write_text("---\nbase_model: facebook/detr-resnet-50\n---\n# run\n")
     return root / "run", write_coco(root / "coco")
 
@@ -64,7 +64,7 @@ def test_damaged_models_end_in_a_line_or_work(sound, tmp_path, capsys, part):
             "evaluate": ["evaluate", folder, data, "--device", "cpu"],
             "check": ["check", data, "--headers-only", "--model", folder],
             "predict": ["predict", folder, data, "--output", tmp_path / f"out{seed}", "--device", "cpu"],
-            "train": ["train", data, "--output", folder, "--resume", "--epochs", "1"],
+            "train": ["train", data, "--output", folder, "--resume", "--epochs", "1", "--model", folder],
         }
         for command in ("evaluate", rng.choice(list(words))):
             capsys.readouterr()
