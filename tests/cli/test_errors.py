@@ -40,7 +40,8 @@ def places(tmp_path_factory, model_dir):
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_a_mistake_is_one_line_that_names_it_and_exit_code_2(places, capsys, words):
+def test_a_mistake_is_one_line_that_names_it_and_exit_code_2(places, capsys, tmp_path, words):
+    places = {**places, "new": str(tmp_path / "new")}
     code, lines = run(capsys, *words.format(**places).split())
     assert code == 2, lines
     assert len(lines) == 1, lines

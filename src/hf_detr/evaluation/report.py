@@ -52,8 +52,8 @@ def format_table(metrics: Mapping, max_dets: Sequence[int]) -> str:
 
 def format_panoptic_table(metrics: Mapping) -> str:
     """What `PanopticEvaluator.compute()` gave -> text for a terminal. A dash is undefined."""
-    counts = f"{_count(metrics['num_images'], 'image')}, {_count(metrics['num_targets'], 'true segment')}"
-    counts += f", {_count(metrics['num_segments'], 'found segment')}"
+    counts = f"{counted(metrics['num_images'], 'image')}, {counted(metrics['num_targets'], 'true segment')}"
+    counts += f", {counted(metrics['num_segments'], 'found segment')}"
     keys = ("pq", "sq", "rq")
     groups = {name: [_value(metrics, key + suffix) for key in keys] for name, suffix in _GROUPS.items()}
     classes = {
@@ -73,7 +73,7 @@ def format_panoptic_table(metrics: Mapping) -> str:
 def format_semantic_table(metrics: Mapping) -> str:
     """What `SemanticEvaluator.compute()` gave -> text for a terminal. A dash is undefined."""
     names = {"mIoU": "miou", "fwIoU": "fwiou", "mAcc": "macc", "aAcc": "aacc"}
-    lines = [_count(metrics["num_images"], "image"), ""]
+    lines = [counted(metrics["num_images"], "image"), ""]
     lines += [f"{name:<10}{_value(metrics, key):>7}" for name, key in names.items()]
     classes = {
         name: [_value(values, "iou"), _value(values, "acc"), f"{values['num_pixels']:,}"]
