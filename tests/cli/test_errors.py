@@ -169,7 +169,7 @@ OF_A_WORKER = "Caught X in DataLoader worker process 0.\nOriginal Traceback (mos
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bare_words_of_a_library_never_stand_alone(monkeypatch, capsys, error, told):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr("hf_detr.cli.check.run", fail)
@@ -214,7 +214,7 @@ def test_an_image_whose_name_is_no_utf8_is_named(tmp_path, capsys):
 def test_a_figure_that_cannot_be_drawn_costs_the_figure_alone(places, tmp_path, monkeypatch, capsys):
     found = []
 
-    def fail(*_):
+    def fail(*_, **__):
         found.extend(path.name for path in (tmp_path / "run").iterdir())
         raise RuntimeError("no ink")
 
