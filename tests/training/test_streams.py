@@ -225,6 +225,8 @@ def test_a_stream_needs_a_position_and_no_shapes(make_trainer, tmp_path):
         trainer.train(resume_from_checkpoint=tmp_path / "run" / "checkpoint-1")
     with pytest.raises(ValueError, match="a stream tells them one by one"):
         make_trainer(rows=scenes(4).to_iterable_dataset(), max_steps=1, group_by_aspect_ratio=True).train()
+    with pytest.warns(UserWarning, match=r"give them to load_detection_dataset\(\.\.\., streaming=True\)"):
+        make_trainer(rows=scenes(4).to_iterable_dataset(), max_steps=1, on_bad_box="drop")
     with pytest.raises(ValueError, match=r"train_dataset: its rows have .* but no pixel_values"):
         DetrTrainer(model(), arguments(tmp_path, max_steps=1), train_dataset=scenes(4).to_iterable_dataset())
 
