@@ -8,6 +8,7 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -91,6 +92,17 @@ def test_batches_after_a_resume_are_those_that_would_have_come(name, workers):
         again = batches_of(STREAMS[name](), num_workers=workers)  # killed twice
         again.load_state_dict(passed_through_json(resumed.state_dict(stopped + 1)))
         assert [next(again) for _ in range(stopped + 2, 9)] == expected[stopped + 2 :]
+
+
+def test_with_a_state_that_is_not_exact_the_pass_is_read_again(monkeypatch):
+    monkeypatch.setattr(datasets, "__version__", "5.1.0")
+    undisturbed = batches_of(STREAMS["shards"]())
+    expected = [next(undisturbed) for _ in range(3)]
+    state = passed_through_json(undisturbed.state_dict(3))
+    assert state["workers"]["0"] == {"rows": 6, "state": None}
+    resumed = batches_of(STREAMS["shards"]())
+    resumed.load_state_dict(state)
+    assert next(resumed) == next(undisturbed) != expected[2]
 
 
 @pytest.mark.parametrize("shards", [1, 4, 5])
