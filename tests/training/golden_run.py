@@ -1,6 +1,6 @@
 """Fifty steps of training, of which every loss is kept in tests/golden/training_run.json.
 
-    python -m tests.training.golden_run     # writes it again, after a change that is meant to move training
+python -m tests.training.golden_run     # writes it again, after a change that is meant to move training
 """
 
 import json
