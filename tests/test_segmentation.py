@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from hf_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
+from hf_detr.checkpoints.stock_check import check_in_stock
 from tests.small_models import images, small_config, small_model, small_segmenter, targets
 
 HEADS = {"encoder_attention_heads": 8, "decoder_attention_heads": 8}
@@ -100,6 +101,20 @@ def test_fields_that_are_impossible_are_clear_errors():
             small_config(**{field: value})
     with pytest.raises(ValueError, match=r"d_model=32 with 4 heads.*256 with 8 heads is the paper's"):
         DetrForSegmentation(small_config())
+
+
+@pytest.mark.parametrize("backbone", ["convnext_atto", "regnety_002", "test_efficientnet"])
+def test_any_backbone_with_four_maps_trains_and_runs_in_stock(backbone):
+    four_stages = {"backbone_kwargs": {"out_indices": [0, 1, 2, 3]}} if backbone == "convnext_atto" else {}
+    model = small_segmenter(backbone=backbone, **four_stages)
+    sizes_hw = ((96, 70), (64, 96))  # sides that are no multiple of a cell
+    pixel_values, pixel_mask = images(*sizes_hw)
+    outputs = model.train()(pixel_values, pixel_mask, labels=targets(2, 3, sizes_hw=sizes_hw))
+    outputs.loss.backward()
+    assert model.mask_head.adapter3.weight.grad.abs().sum() > 0
+    assert model.eval()(pixel_values, pixel_mask).pred_masks.shape == (2, 9, 24, 24)
+    # stock drops the activation inside the norms of the others
+    assert check_in_stock(model).outcome == ("equal" if backbone == "convnext_atto" else "differs")
 
 
 def test_training_only_parts_train_and_stay_out_of_the_file(tmp_path):

@@ -145,6 +145,16 @@ def test_losses_and_gradients_equal_stocks_where_nothing_is_padded(folder):
         assert torch.allclose(ours.weight.grad, stock.weight.grad, rtol=1e-4, atol=1e-7), layer
 
 
+def test_defect_1_is_still_there_stocks_auxiliary_loss_changes_its_masks(folder):
+    # when this fails, stock has been corrected and the table of differences has to change
+    pixels = images(*SINGLE)[0]
+    with torch.no_grad():
+        plain, broken = (stock_of(folder, auxiliary_loss=on)(pixels).pred_masks for on in (False, True))
+        ours = DetrForSegmentation.from_pretrained(folder)(pixels).pred_masks
+    assert (broken - plain).abs().max() > 1e-2
+    assert (ours - plain).abs().max() < 1e-4 * plain.abs().max()
+
+
 def _stocks(model, layer):
     name = {"lay1": "conv1.conv", "lay5": "fpn_stages.2.refine.conv", "out_lay": "output_conv"}[layer]
     return model.mask_head.get_submodule(name)
