@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from hf_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
+from hf_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation, tiny_checkpoint
 from hf_detr.checkpoints.stock_check import check_in_stock
 from tests.small_models import images, small_config, small_model, small_segmenter, targets
 
@@ -65,6 +65,21 @@ def test_what_is_frozen_stays_frozen_in_the_file_and_can_be_freed(detector, tmp_
     together = DetrForSegmentation.from_detector(detector, freeze_detector=False)
     assert trained_names(again) == trained_names(together) > trained_names(model)
     assert not any(".conv1.0." in name for name in trained_names(together))  # the stem, as in any detector
+
+
+def test_a_frozen_detector_is_given_no_class_that_it_does_not_know(tmp_path):
+    small_model(id2label={0: "cat", 1: "dog"}, num_labels=2, **HEADS).save_pretrained(tmp_path)
+    assert DetrForSegmentation.from_detector(tmp_path, id2label={0: "dog"}).config.num_labels == 1
+    with pytest.raises(ValueError, match=r"classes \['bird'\].*freeze_detector=False"):
+        DetrForSegmentation.from_detector(tmp_path, id2label={0: "dog", 1: "bird"})
+    together = DetrForSegmentation.from_detector(tmp_path, id2label={0: "dog", 1: "bird"}, freeze_detector=False)
+    assert together.config.num_labels == 2
+
+
+def test_the_shipped_detector_starts_masks():
+    model = DetrForSegmentation.from_detector(tiny_checkpoint())
+    with torch.no_grad():
+        assert model(images((96, 96))[0], mask_top_k=5).pred_masks.shape == (1, 5, 24, 24)
 
 
 def test_from_a_detector_of_stock(tmp_path):

@@ -182,6 +182,7 @@ def test_masks_that_cannot_be_right_say_where_and_how_to_mend_them(change, padde
         ({}, "pixel_values"),
         ({"inputs_embeds": torch.zeros(1, 9, 32)}, "Masks are made of the backbone's maps"),
         ({"pixel_values": torch.zeros(1, 3, 64, 64), "mask_top_k": 0}, "mask_top_k=0 must be at least 1"),
+        ({"pixel_values": torch.zeros(1, 3, 64, 64), "mask_threshold": 50}, "mask_threshold=50 must be a probability"),
     ],
 )
 def test_inputs_that_make_no_masks_are_clear_errors(inputs, message):

@@ -56,7 +56,7 @@ def load_original(
     """Reads a `.pth` of the original: the configuration it needs, and its weights under this package's names.
 
     Only tensors and plain values are unpickled (`weights_only=True`). `with_masks`: for `DetrForSegmentation`, whose
-    loss then counts padding, as the original's does.
+    loss then counts padding as the original's does, unless `config` says otherwise.
 
     Raises:
         FileNotFoundError: no such file.
