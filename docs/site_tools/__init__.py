@@ -1,0 +1,1 @@
+"""What builds the documentation: the course's chapters run, code is pulled from the source, reference tables are made."""

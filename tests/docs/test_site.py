@@ -1,0 +1,136 @@
+"""What the documentation is made of holds together: links, spelling, what is pulled in from the source."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from site_tools import course, macros
+
+from .pages import ROOT, blocks, commands
+
+MARKDOWN = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md")
+)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def _prose(text: str) -> str:
+    """Without blocks of code and code within lines."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def _anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    plain = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
+    return {re.sub(r"[-\s]+", "-", heading) for heading in plain}
+
+
+@pytest.mark.parametrize("page", MARKDOWN)
+def test_every_link_within_the_repository_resolves(page):
+    path = ROOT / page
+    for link in _LINK.findall(_prose(path.read_text(encoding="utf-8"))):
+        if re.match(r"https?:|mailto:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        file = (path.parent / target).resolve() if target else path
+        assert file.exists(), f"{page}: {link}"
+        assert not anchor or anchor in _anchors(file), f"{page}: {link} has no such heading"
+
+
+def test_spelling():
+    done = subprocess.run(
+        [sys.executable, "-m", "codespell_lib", "docs", "src", "examples", "benchmarks", *MARKDOWN],
+        cwd=ROOT, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", MARKDOWN)
+def test_everything_a_page_pulls_in_exists(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "{{" not in re.sub(r"^ *```.*?^ *```$", "", macros.expand(text), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("macro", "message"),
+    [
+        ("{{ nothing }}", "no macro 'nothing'"),
+        ("{{ source loss.matcher.Absent }}", "Absent"),
+        ('{{ source boxes.giou from="no such line" }}', "no line holds"),
+        ('{{ table results.md "## Absent" }}', "has no line"),
+    ],
+)
+def test_a_page_that_pulls_in_what_is_gone_does_not_build(macro, message):
+    with pytest.raises(ValueError, match=message):
+        macros.expand(macro)
+
+
+def test_code_from_the_source_is_whole_and_without_its_docstring():
+    code = macros.expand("{{ source boxes.cxcywh_to_xyxy }}")
+    assert code.splitlines()[0] == '```python title="hf_detr/boxes.py"'
+    assert "half_size" in code
+    assert '"""' not in code
+
+
+def test_a_chapter_keeps_its_output_and_shows_its_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(course, "_CACHE", tmp_path / "cache")
+    chapter = tmp_path / "1-a.md"
+    chapter.write_text(
+        "# A\n\n```python\nprint(6 * 7)\n```\n\n<!-- image: grey -->\n<!-- fold: How -->\n```python\n"
+        "from PIL import Image\nImage.new('L', (3, 2))\n```\n\n```text\nnot run\n```\n"
+    )
+    for _ in range(2):  # run, then read from the cache
+        found, images = course.run(chapter)
+        page = course.render(found)
+        assert "```text\n42\n```" in page
+        assert "<summary>How</summary>" in page
+        assert f"![grey]({next(iter(images))})" in page
+        assert len(list((tmp_path / "cache").iterdir())) == len(images) == 1
+
+
+def test_a_chapter_whose_code_fails_names_the_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(course, "_CACHE", tmp_path / "cache")
+    (tmp_path / "1-a.md").write_text("# A\n\n```python\n1 / 0\n```\n")
+    with pytest.raises(RuntimeError, match=r"1-a\.md, block 1 does not run: ZeroDivisionError"):
+        course.run(tmp_path / "1-a.md")
+
+
+def test_the_first_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks("index.md", "python"):
+        exec(block, {})
+    assert (tmp_path / "detections.png").exists()
+
+
+def test_the_symptoms_that_can_be_made_are_as_troubleshooting_shows_them(capsys):
+    names: dict = {}
+    for block in blocks("troubleshooting.md", "python"):
+        exec(block, names)
+    printed = capsys.readouterr().out
+    assert float(re.search(r"differ by up to ([\d.]+)", printed)[1]) > 0.1
+    assert "class label 10 is outside 0 to 9" in printed
+    assert "predictions are not finite" in printed
+    assert "divide pixels by the image's size" in printed
+
+
+@pytest.mark.parametrize("page", ["index.md", "troubleshooting.md"])
+def test_commands_of_the_package_exist(page):
+    from hf_detr.cli.main import _COMMANDS
+
+    shown = [words[1] for words in commands(page) if words[0] == "hf-detr"]
+    assert shown
+    assert set(shown) <= set(_COMMANDS)
+
+
+def test_the_command_line_reference_has_every_option(capsys):
+    from hf_detr.cli.main import main
+
+    page = macros.expand("{{ cli }}")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    for option in re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out):
+        assert option in page
