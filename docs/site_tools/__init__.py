@@ -1,1 +1,1 @@
-"""What builds the documentation: the course's chapters run, code is pulled from the source, reference tables are made."""
+"""What builds the documentation: runs the chapters, pulls in code from the source, makes the reference tables."""

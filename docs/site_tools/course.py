@@ -1,8 +1,9 @@
 """Chapters of the course: Markdown whose blocks of Python run, and whose output and images stand below them.
 
-A block's prints become its output; an image or figure that its last line names or that matplotlib holds is shown, with
-the text of an HTML comment `<!-- image: ... -->` before the block as its alternative text. `<!-- fold: ... -->` before a
-block hides its code behind that line. Results are kept in `.cache/docs`, by the content of chapter and package.
+What a block prints becomes its output. An image that its last line names is shown, and every figure that matplotlib
+holds, with the text of a comment `<!-- image: ... -->` before the block as its alternative text. A comment
+`<!-- fold: ... -->` before a block hides its code behind that line. Results are kept in `.cache/docs`, by the content
+of chapter and package.
 """
 
 import ast

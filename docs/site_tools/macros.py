@@ -1,7 +1,7 @@
 """`{{ name argument ... }}` on a line of its own: what a page shows of the package, pulled in when the site is built.
 
 {{ source loss.matcher.HungarianMatcher._pair_costs }}    the code of an object, without its docstring
-{{ source boxes.giou from="overlap =" to="return" }}      its lines from one that holds a text to one that holds another
+{{ source boxes.giou from="overlap =" to="return" }}      its lines from one that holds a text to another
 {{ table results.md "### Digits, from random weights" }}  the first table below a heading of another page
 {{ cli }}                                                 every command with its options
 {{ fields configuration_detr.DetrConfig }}                the fields of a class with their defaults
@@ -9,7 +9,6 @@
 """
 
 import ast
-import inspect
 import re
 import shlex
 import textwrap
@@ -19,6 +18,7 @@ from pathlib import Path
 from . import cli_reference, field_table
 
 DOCS = Path(__file__).resolve().parents[1]
+_PACKAGE = DOCS.parent / "src" / "hf_detr"
 _MACRO = re.compile(r"^\{\{ *(.+?) *\}\}$", re.MULTILINE)
 
 
@@ -31,48 +31,46 @@ def _replacement(match: re.Match) -> str:
     name, *arguments = shlex.split(match[1])
     named = dict(argument.split("=", 1) for argument in arguments if re.match(r"(from|to)=", argument))
     positional = [argument for argument in arguments if not re.match(r"(from|to)=", argument)]
-    macros = {
-        "source": _source,
-        "table": table,
-        "cli": cli_reference.markdown,
-        "fields": _fields,
-        "differing": _differing,
-    }
-    if name not in macros:
-        raise ValueError(f"{match[0]}: no macro {name!r}; there are {', '.join(macros)}.")
+    if name not in _MACROS:
+        raise ValueError(f"{match[0]}: no macro {name!r}; there are {', '.join(_MACROS)}.")
     try:
-        return macros[name](*positional, **{f"{key}_": value for key, value in named.items()})
+        return _MACROS[name](*positional, **{f"{key}_": value for key, value in named.items()})
     except (TypeError, ValueError, AttributeError, ImportError) as error:
         raise ValueError(f"{match[0]}: {error}") from error
 
 
-def find(name: str):
-    """The object of a dotted name below hf_detr, such as `loss.matcher.HungarianMatcher`."""
-    parts = name.split(".")
-    for split in range(len(parts), 0, -1):
-        try:
-            found = import_module("hf_detr." + ".".join(parts[:split]))
-        except ModuleNotFoundError:
-            continue
-        for attribute in parts[split:]:
-            found = getattr(found, attribute)
-        return found
-    raise ValueError(f"hf_detr has no {name}.")
-
-
 def _source(name: str, from_: str | None = None, to_: str | None = None) -> str:
-    found = find(name)
-    code = textwrap.dedent(inspect.getsource(found))
-    lines = code.splitlines()
+    file, node = _definition(name)
+    lines = file.read_text(encoding="utf-8").splitlines()
     if from_ is None and to_ is None:
-        lines = _without_docstring(code)
+        start = min((node.lineno, *(one.lineno for one in node.decorator_list))) - 1
+        docstring = node.body[0] if ast.get_docstring(node) is not None and len(node.body) > 1 else None
+        head = lines[start : docstring.lineno - 1] if docstring else lines[start : node.lineno - 1]
+        shown = head + lines[docstring.end_lineno if docstring else node.lineno - 1 : node.end_lineno]
     else:
+        lines = lines[node.lineno - 1 : node.end_lineno]
         first = _line(lines, from_, 0) if from_ else 0
         last = _line(lines, to_, first) if to_ else len(lines) - 1
-        lines = textwrap.dedent("\n".join(lines[first : last + 1])).splitlines()
-    file = Path(inspect.getsourcefile(found)).resolve()
-    title = file.relative_to(Path(import_module("hf_detr").__file__).resolve().parents[1])
-    return "\n".join((f'```python title="{title}"', *lines, "```"))
+        shown = lines[first : last + 1]
+    title = file.relative_to(_PACKAGE.parent).as_posix()
+    return f'```python title="{title}"\n{textwrap.dedent(chr(10).join(shown))}\n```'
+
+
+def _definition(name: str) -> tuple[Path, ast.FunctionDef | ast.ClassDef]:
+    """The file and the definition of a class, function or method: as it is written, whatever wraps it when it runs."""
+    parts = name.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        file = _PACKAGE.joinpath(*parts[:split]).with_suffix(".py")
+        if not file.exists():
+            continue
+        node = ast.parse(file.read_text(encoding="utf-8"))
+        for wanted in parts[split:]:
+            named = [one for one in node.body if getattr(one, "name", None) == wanted]
+            if not named:
+                raise ValueError(f"{file.name} has no {wanted}.")
+            [node] = named
+        return file, node
+    raise ValueError(f"there is no file for {name}.")
 
 
 def _line(lines: list[str], text: str, start: int) -> int:
@@ -80,13 +78,6 @@ def _line(lines: list[str], text: str, start: int) -> int:
         if text in lines[number]:
             return number
     raise ValueError(f"no line holds {text!r}.")
-
-
-def _without_docstring(code: str) -> list[str]:
-    lines = code.splitlines()
-    body = ast.parse(code).body[0].body
-    is_docstring = isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and len(body) > 1
-    return lines[: body[0].lineno - 1] + lines[body[0].end_lineno :] if is_docstring else lines
 
 
 def table(page: str, heading: str) -> str:
@@ -106,9 +97,16 @@ def table(page: str, heading: str) -> str:
 
 
 def _fields(name: str) -> str:
-    return field_table.markdown(find(name))
+    return field_table.markdown(_class(f"hf_detr.{name}"))
 
 
 def _differing(name: str, base: str) -> str:
-    module, _, base_name = base.rpartition(".")
-    return field_table.differing(find(name), getattr(import_module(module), base_name))
+    return field_table.differing(_class(f"hf_detr.{name}"), _class(base))
+
+
+def _class(name: str) -> type:
+    module, _, own_name = name.rpartition(".")
+    return getattr(import_module(module), own_name)
+
+
+_MACROS = {"source": _source, "table": table, "cli": cli_reference.markdown, "fields": _fields, "differing": _differing}
