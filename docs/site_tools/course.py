@@ -80,7 +80,7 @@ def _rendered(block: Block) -> str:
         code = f'<details markdown="1">\n<summary>{block.fold}</summary>\n\n{code}\n\n</details>'
     parts = [code]
     if block.output:
-        parts.append(f"```text\n{block.output.rstrip()}\n```")
+        parts.append(f"``` {{ .text .output }}\n{block.output.rstrip()}\n```")
     parts += [f"![{block.image}]({name})" for name in block.files]
     return "\n\n".join(parts)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from site_tools import course, macros
+from site_tools import course, macros, notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 _OUTSIDE = re.compile(r"\]\(\.\./(?!course/|reference/|assets/)([^)#]+)(#[^)]*)?\)")  # links of top-level pages only
@@ -31,6 +31,7 @@ def on_files(files: Files, config):
         _rendered[f"course/{chapter.name}"] = course.render(blocks)
         for name, content in images.items():
             files.append(File.generated(config, f"course/{name}", content=content))
+    files.append(File.generated(config, f"course/{notebook.NAME}", content=notebook.notebook()))
     outside = {
         match[1]
         for page in files.documentation_pages()

@@ -1,5 +1,6 @@
 """What the documentation is made of holds together: links, spelling, what is pulled in from the source."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from site_tools import course, macros
+from site_tools import course, macros, notebook
 
 from .pages import ROOT, blocks, commands
 
@@ -33,7 +34,7 @@ def _anchors(path: Path) -> set[str]:
 def test_every_link_within_the_repository_resolves(page):
     path = ROOT / page
     for link in _LINK.findall(_prose(path.read_text(encoding="utf-8"))):
-        if re.match(r"https?:|mailto:", link):
+        if re.match(r"https?:|mailto:", link) or link.endswith(".ipynb"):  # the notebook is made with the site
             continue
         target, _, anchor = link.partition("#")
         file = (path.parent / target).resolve() if target else path
@@ -86,7 +87,7 @@ def test_a_chapter_keeps_its_output_and_shows_its_images(tmp_path, monkeypatch):
     for _ in range(2):  # run, then read from the cache
         found, images = course.run(chapter)
         page = course.render(found)
-        assert "```text\n42\n```" in page
+        assert "\n42\n```" in page
         assert "<summary>How</summary>" in page
         assert f"![grey]({next(iter(images))})" in page
         assert len(list((tmp_path / "cache").iterdir())) == len(images) == 1
@@ -134,3 +135,26 @@ def test_the_command_line_reference_has_every_option(capsys):
         main(["train", "--help"])
     for option in re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out):
         assert option in page
+
+
+def test_the_notebook_has_every_chapter_and_no_output():
+    cells = json.loads(notebook.notebook())["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    for chapter in course.chapters():
+        title = chapter.read_text(encoding="utf-8").splitlines()[0]
+        assert title in text
+    assert "{{" not in "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert not any(cell.get("outputs") for cell in cells)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_offline_from_top_to_bottom(tmp_path, monkeypatch):
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    content = nbformat.reads(notebook.notebook(), as_version=4)
+    nbformat.validate(content)
+    NotebookClient(content, timeout=180, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    kinds = [output.output_type for cell in content.cells for output in cell.get("outputs", [])]
+    assert kinds.count("display_data") + kinds.count("execute_result") >= 12  # the images
