@@ -18,10 +18,10 @@ def markdown(described: type) -> str:
         item = _ITEM.match(line)
         if _SECTION.match(line) or (line and not line.startswith(" ")):
             if rows:
+                heading, _, rest = title.removesuffix(":").replace(", which", "; they").partition("; ")
+                rest = f"{rest[0].upper()}{rest[1:]}.\n" if rest else ""
                 parts.append(
-                    "\n".join(
-                        (f"## {title.removesuffix(':')}\n", "| field | default | |", "| --- | --- | --- |", *rows)
-                    )
+                    "\n".join((f"## {heading}\n", rest, "| field | default | |", "| --- | --- | --- |", *rows))
                 )
             joined = f"{previous} {line}".strip() if previous else line
             title, rows, previous = joined.removesuffix(":") + ":", [], "" if line.endswith(":") else joined

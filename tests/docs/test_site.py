@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 
+import hf_detr
+from hf_detr import shape_scenes
 from site_tools import course, macros, notebook
 
 from .pages import ROOT, blocks, commands
 
 MARKDOWN = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md")
+    for path in (
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / part / "README.md" for part in ("benchmarks", "examples")),
+    )
 )
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -53,7 +59,7 @@ def test_spelling():
 @pytest.mark.parametrize("page", MARKDOWN)
 def test_everything_a_page_pulls_in_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert "{{" not in re.sub(r"^ *```.*?^ *```$", "", macros.expand(text), flags=re.DOTALL | re.MULTILINE)
+    assert "{{" not in _prose(macros.expand(text))
 
 
 @pytest.mark.parametrize(
@@ -158,3 +164,26 @@ def test_the_notebook_runs_offline_from_top_to_bottom(tmp_path, monkeypatch):
     NotebookClient(content, timeout=180, resources={"metadata": {"path": str(tmp_path)}}).execute()
     kinds = [output.output_type for cell in content.cells for output in cell.get("outputs", [])]
     assert kinds.count("display_data") + kinds.count("execute_result") >= 12  # the images
+
+
+@pytest.mark.slow
+def test_who_follows_the_first_page_gets_a_model_card(tmp_path, monkeypatch):
+    shape_scenes(40).save_to_disk(tmp_path / "DATA")
+    images = tmp_path / "IMAGES"
+    images.mkdir()
+    for number, image in enumerate(shape_scenes(3, split="test")["image"]):
+        image.save(images / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    shown = [words for words in commands("index.md") if words[0] == "hf-detr" and words[1] != "demo"]
+    offline = [words for words in shown if words[1] != "train" or "--model" in words]  # the other fetches a checkpoint
+    assert [words[1] for words in offline] == ["check", "train", "predict", "evaluate"]
+    for words in offline:
+        words = [hf_detr.tiny_checkpoint() if word == "$TINY" else word for word in words[1:]]
+        words = ["60s" if word == "10m" else word for word in words]
+        run = [sys.executable, "-m", "hf_detr.cli.main", *words]
+        done = subprocess.run(run, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "sheet.png").exists()
+    assert "AP50" in (tmp_path / "runs" / "mine" / "README.md").read_text(encoding="utf-8")
+    assert (tmp_path / "runs" / "mine" / "predictions.png").exists()
+    assert (tmp_path / "found" / "predictions.json").exists()
