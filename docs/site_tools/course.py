@@ -11,12 +11,15 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = ROOT / "docs" / "course"
+WALKTHROUGH = ROOT / "docs" / "walkthrough.md"
 _CACHE = ROOT / ".cache" / "docs"
 _BLOCK = re.compile(
     r"^(?:<!-- image: (?P<image>[^\n]+?) -->\n)?(?:<!-- fold: (?P<fold>[^\n]+?) -->\n)?```python\n(?P<code>.*?)^```$",
@@ -110,12 +113,16 @@ def _execute(path: Path, blocks: list[Block], images: dict[str, bytes]) -> None:
     torch.set_num_threads(1)  # sums in one order
     torch.manual_seed(0)
     names: dict = {"__name__": path.stem}
+    directory = os.getcwd()
     try:
-        for number, block in enumerate(blocks):
-            if block.code:
-                _run_block(block, f"{path.name}, block {number}", names)
-                _collect(block, names, f"{path.stem}-{number}", images)
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)  # what a page writes goes with it
+            for number, block in enumerate(blocks):
+                if block.code:
+                    _run_block(block, f"{path.name}, block {number}", names)
+                    _collect(block, names, f"{path.stem}-{number}", images)
     finally:
+        os.chdir(directory)
         torch.set_num_threads(before)
 
 

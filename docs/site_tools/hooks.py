@@ -26,12 +26,14 @@ def on_config(config):
 def on_files(files: Files, config):
     """Runs the chapters, whose images are files of the site, and adds what pages link to outside docs/."""
     _rendered.clear()
-    for chapter in course.chapters():
-        blocks, images = course.run(chapter)
-        _rendered[f"course/{chapter.name}"] = course.render(blocks)
+    for page in (*course.chapters(), course.WALKTHROUGH):
+        blocks, images = course.run(page)
+        folder = page.parent.relative_to(ROOT / "docs")
+        _rendered[(folder / page.name).as_posix()] = course.render(blocks)
         for name, content in images.items():
-            files.append(File.generated(config, f"course/{name}", content=content))
-    files.append(File.generated(config, f"course/{notebook.NAME}", content=notebook.notebook()))
+            files.append(File.generated(config, (folder / name).as_posix(), content=content))
+    for name, content in notebook.notebooks().items():
+        files.append(File.generated(config, name, content=content))
     outside = {
         match[1]
         for page in files.documentation_pages()

@@ -1,4 +1,4 @@
-"""The course as one Jupyter notebook, from the same chapters: `python docs/site_tools/notebook.py OUTPUT.ipynb`."""
+"""Pages whose code runs, as Jupyter notebooks: `python docs/site_tools/notebook.py FOLDER` writes them."""
 
 import json
 import re
@@ -8,18 +8,25 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from site_tools import course, macros
 
-NAME = "understanding_detr.ipynb"
-_TITLE = """# Understanding DETR
+_COURSE = """# Understanding DETR
 
 The course of hf_detr's documentation, to run and to change: from top to bottom, offline, in a few minutes on a CPU. It
 needs `pip install "hf-detr[train]"` and Jupyter."""
 
 
-def notebook() -> str:
-    """The notebook's file, without outputs; the same for the same chapters and package."""
-    cells = [_markdown(_TITLE)]
-    for chapter in course.chapters():
-        for block in course.split(chapter.read_text(encoding="utf-8")):
+def notebooks() -> dict[str, str]:
+    """Where in the site each notebook lies -> its file."""
+    return {
+        "course/understanding_detr.ipynb": _notebook(course.chapters(), _COURSE),
+        "fine_tuning.ipynb": _notebook([course.WALKTHROUGH]),
+    }
+
+
+def _notebook(pages: list[Path], title: str = "") -> str:
+    """Without outputs; the same for the same pages and package."""
+    cells = [_markdown(title)] if title else []
+    for page in pages:
+        for block in course.split(page.read_text(encoding="utf-8")):
             cells.append(_code(block.code) if block.code else _markdown(_without_links(macros.expand(block.text))))
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
@@ -43,4 +50,5 @@ def _without_links(text: str) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(notebook(), encoding="utf-8")
+    for name, content in notebooks().items():
+        Path(sys.argv[1], Path(name).name).write_text(content, encoding="utf-8")

@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from datasets import Dataset
 
 import hf_detr
-from hf_detr import shape_scenes
+from hf_detr import check_dataset, shape_scenes
+from hf_detr.training.health import QueryCollapse
 from site_tools import course, macros, notebook
+from tests.small_models import small_model
 
 from .pages import ROOT, blocks, commands
 
@@ -124,6 +128,25 @@ def test_the_symptoms_that_can_be_made_are_as_troubleshooting_shows_them(capsys)
     assert "divide pixels by the image's size" in printed
 
 
+def test_equal_object_queries_are_the_collapse_that_is_warned_of():
+    model = small_model()
+    model.model.query_position_embeddings.weight.data[:] = model.model.query_position_embeddings.weight.data[:1]
+    outputs = model(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    collapse = QueryCollapse()
+    collapse.add(outputs.logits, outputs.pred_boxes)
+    with pytest.warns(UserWarning, match="queries have collapsed"):
+        collapse.warn("here")
+
+
+def test_corners_read_as_sizes_reach_out_of_their_images_and_check_says_so():
+    rows = shape_scenes(6)
+    corners = [[[x, y, x + w, y + h] for x, y, w, h in objects["bbox"]] for objects in rows["objects"]]
+    shifted = [{**row, "objects": {**row["objects"], "bbox": boxes}} for row, boxes in zip(rows, corners, strict=True)]
+    data = Dataset.from_list(shifted, features=rows.features)
+    assert "outside" in check_dataset(data).text()
+    assert not check_dataset(data, bbox_format="xyxy").errors
+
+
 @pytest.mark.parametrize("page", ["index.md", "troubleshooting.md"])
 def test_commands_of_the_package_exist(page):
     from hf_detr.cli.main import _COMMANDS
@@ -143,27 +166,31 @@ def test_the_command_line_reference_has_every_option(capsys):
         assert option in page
 
 
-def test_the_notebook_has_every_chapter_and_no_output():
-    cells = json.loads(notebook.notebook())["cells"]
-    text = "\n".join("".join(cell["source"]) for cell in cells)
-    for chapter in course.chapters():
-        title = chapter.read_text(encoding="utf-8").splitlines()[0]
-        assert title in text
-    assert "{{" not in "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    assert not any(cell.get("outputs") for cell in cells)
+def test_the_notebooks_have_every_chapter_and_no_output():
+    pages = {"course/understanding_detr.ipynb": course.chapters(), "fine_tuning.ipynb": [course.WALKTHROUGH]}
+    for name, content in notebook.notebooks().items():
+        cells = json.loads(content)["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        for page in pages[name]:
+            assert page.read_text(encoding="utf-8").splitlines()[0] in text
+        assert "{{" not in text
+        assert not any(cell.get("outputs") for cell in cells)
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_offline_from_top_to_bottom(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "images"), [("course/understanding_detr.ipynb", 12), ("fine_tuning.ipynb", 2)], ids=["course", "training"]
+)
+def test_the_notebooks_run_offline_from_top_to_bottom(name, images, tmp_path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    content = nbformat.reads(notebook.notebook(), as_version=4)
+    content = nbformat.reads(notebook.notebooks()[name], as_version=4)
     nbformat.validate(content)
     NotebookClient(content, timeout=180, resources={"metadata": {"path": str(tmp_path)}}).execute()
     kinds = [output.output_type for cell in content.cells for output in cell.get("outputs", [])]
-    assert kinds.count("display_data") + kinds.count("execute_result") >= 12  # the images
+    assert kinds.count("display_data") + kinds.count("execute_result") >= images
 
 
 @pytest.mark.slow
