@@ -52,6 +52,14 @@ def test_every_link_within_the_repository_resolves(page):
         assert not anchor or anchor in _anchors(file), f"{page}: {link} has no such heading"
 
 
+@pytest.mark.parametrize("page", [page for page in MARKDOWN if page not in ("docs/performance.md", "docs/results.md")])
+def test_every_file_of_code_that_a_page_names_exists(page):
+    for name in re.findall(r"`((?:\w+/)+\w+\.py)`", (ROOT / page).read_text(encoding="utf-8")):
+        assert any((ROOT / folder / name).exists() for folder in ("", "src/hf_detr", "src/hf_detr/data", "tests")), (
+            f"{page}: {name}"
+        )
+
+
 def test_spelling():
     done = subprocess.run(
         [sys.executable, "-m", "codespell_lib", "docs", "src", "examples", "benchmarks", *MARKDOWN],
