@@ -6,6 +6,7 @@
 {{ cli }}                                                 every command with its options
 {{ fields configuration_detr.DetrConfig }}                the fields of a class with their defaults
 {{ differing training.arguments.DetrTrainingArguments transformers.TrainingArguments }}  defaults unlike its base's
+    {{ others reference/api.md }}                             public names that a page does not show yet
 """
 
 import ast
@@ -109,4 +110,16 @@ def _class(name: str) -> type:
     return getattr(import_module(module), own_name)
 
 
-_MACROS = {"source": _source, "table": table, "cli": cli_reference.markdown, "fields": _fields, "differing": _differing}
+def _others(page: str) -> str:
+    """References to the public names that a page does not show yet."""
+    import hf_detr
+
+    text = (DOCS / page).read_text(encoding="utf-8")
+    missing = [name for name in hf_detr.__all__ if not re.search(rf"\b{name}\b", text)]
+    objects = [getattr(hf_detr, name) for name in missing]
+    shown = [f"::: {one.__module__}.{one.__name__}" for one in objects if hasattr(one, "__module__")]
+    return "\n\n".join(["## Further", *shown]) if shown else ""
+
+
+_MACROS = {"source": _source, "table": table, "cli": cli_reference.markdown, "fields": _fields}
+_MACROS |= {"differing": _differing, "others": _others}
