@@ -117,7 +117,8 @@ def _others(page: str) -> str:
     text = (DOCS / page).read_text(encoding="utf-8")
     missing = [name for name in hf_detr.__all__ if not re.search(rf"\b{name}\b", text)]
     objects = [getattr(hf_detr, name) for name in missing]
-    shown = [f"::: {one.__module__}.{one.__name__}" for one in objects if hasattr(one, "__module__")]
+    objects = [one for one in objects if hasattr(one, "__module__") and f"::: {one.__module__}\n" not in text]
+    shown = [f"::: {one.__module__}.{one.__name__}" for one in objects]
     return "\n\n".join(["## Further", *shown]) if shown else ""
 
 
