@@ -29,7 +29,7 @@ _OPACITY = np.linspace(110, 200, 256).round().astype(np.uint8)  # dark where not
 _NO_POINTS = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))  # in place of detections
 
 _STYLE = """
-.look { display: grid; gap: 1rem; align-items: start; }
+.look { display: grid; gap: 1rem; align-items: start; grid-template-columns: minmax(0, 1fr); }
 @media (min-width: 60rem) { .look { grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); } }
 .stage { position: relative; overflow: hidden; border-radius: .3rem; background: var(--soft); }
 .stage > img { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; }
@@ -52,6 +52,7 @@ _STYLE = """
   border-radius: .4rem; background: var(--soft); color: var(--ink); cursor: pointer; }
 .layers button[aria-pressed=true] { background: #1f6fb2; border-color: #1f6fb2; color: #fff; }
 :focus-visible { outline: 3px solid #e69f00; outline-offset: 1px; }
+@media (max-width: 30rem) { th, td { padding: .25rem .3rem; font-size: .9rem; } }
 tbody tr { cursor: pointer; }
 tbody tr.chosen { background: var(--soft); }
 tbody button { all: unset; cursor: pointer; }
