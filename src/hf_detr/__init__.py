@@ -12,6 +12,10 @@ __version__ = "0.1.0"
 _HOME = {
     "AspectRatioBatchSampler": "data.sampler",
     "CocoEvaluator": "evaluation",
+    "PanopticEvaluator": "evaluation",
+    "SemanticEvaluator": "evaluation",
+    "draw_masks": "visualization",
+    "draw_panoptic": "visualization",
     "DetectionCollator": "data.collator",
     "DetectionTransform": "data.transform",
     "DetrConfig": "configuration_detr",
@@ -49,6 +53,8 @@ if TYPE_CHECKING:
     from .data.transform import DetectionTransform as DetectionTransform
     from .data.transform import transform_dataset as transform_dataset
     from .evaluation import CocoEvaluator as CocoEvaluator
+    from .evaluation import PanopticEvaluator as PanopticEvaluator
+    from .evaluation import SemanticEvaluator as SemanticEvaluator
     from .image_processing_detr import DetrImageProcessor as DetrImageProcessor
     from .modeling_detr import DetrForObjectDetection as DetrForObjectDetection
     from .modeling_detr import DetrModel as DetrModel
@@ -61,6 +67,8 @@ if TYPE_CHECKING:
     from .training import evaluate_model as evaluate_model
     from .training import parameter_groups as parameter_groups
     from .visualization import draw_detections as draw_detections
+    from .visualization import draw_masks as draw_masks
+    from .visualization import draw_panoptic as draw_panoptic
 
 
 def __getattr__(name: str):

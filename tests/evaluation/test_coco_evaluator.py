@@ -12,11 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_detr.evaluation import CocoEvaluator, coco, evaluate_detections
+from hf_detr.evaluation import CocoEvaluator, PanopticEvaluator, SemanticEvaluator, coco, evaluate_detections
 
 from .evaluation_cases import NAMES, make_case, pycocotools_metrics
+from .mask_cases import make_mask_case, make_panoptic_case, make_semantic_case
 
 CLASSES = ["cat", "dog", "cow", "ant"]
+MASK_CLASSES = ["cat", "dog", "cow", "sky", "sea"]
 BCCD = Path(__file__).resolve().parents[2] / "../shared/data/bccd"
 
 
@@ -388,6 +390,14 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     assert answers[0]["after_first"]["num_images"] == 12
     assert answers[0]["after_all"] == expected | {"num_duplicates": 1}
     assert answers[0]["after_nothing_new"] == answers[0]["after_all"]
+    kinds = {
+        "masks": (CocoEvaluator(MASK_CLASSES, iou_type="segm"), make_mask_case),
+        "segments": (PanopticEvaluator(MASK_CLASSES), make_panoptic_case),
+        "classes": (SemanticEvaluator(MASK_CLASSES), make_semantic_case),
+    }
+    for name, (evaluator, make) in kinds.items():
+        evaluator.update(*make(6))
+        assert answers[0][name] == evaluator.compute() | {"num_duplicates": 1}
 
 
 # --- what comes out ---

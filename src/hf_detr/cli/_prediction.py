@@ -1,126 +1,178 @@
-"""Pictures in, detections and drawings out, with reading, computing and drawing at the same time."""
+"""Images in, detections and drawings out, with reading, computing and drawing at the same time."""
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from itertools import groupby, islice
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from hf_detr.boxes import xyxy_to_xywh
 from hf_detr.evaluation.evaluator import finite_detections
-from hf_detr.image_processing.loading import load_image
+from hf_detr.image_processing.tiling import Corners, merge_tiles, tile_corners
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.modeling_detr import DetrForObjectDetection
-from hf_detr.visualization import draw_detections
 
 from ._running import in_order, run_ahead, same_size_batches
 
+Source = TypeVar("Source")
+
+
+class _Part(NamedTuple):
+    """What the model sees at once of an image (C, H, W): the whole of it, or a tile."""
+
+    source: Any
+    image: Tensor
+    tiles: list[Corners]  # of the image; one where it is seen as a whole
+    tile: int
+    pixel_values: Tensor | str  # or why there are none
+
 
 class Predictor:
-    """Pictures in, (index, upright picture (C, H, W), result dict) out; (index, reason, None) for unreadable ones.
+    """Images in, (source, image (C, H, W), result dict) out, or (source, reason, None) for those that are not readable.
 
-    Threads read and resize the next pictures while the model works on a batch. What is found in a picture does not
-    depend on the others, but the order in which pictures come does.
+    `load(source)` gives an image; what it raises costs that image alone. Threads read and resize the next images while
+    the model works on a batch, and no more than a few batches are held. What is found in an image does not depend on
+    the others, but the order in which images come does, unless `keep_order` is asked for or `tile_px` given.
     """
 
-    def __init__(self, model: DetrForObjectDetection, processor: DetrImageProcessor, threshold: float):
+    def __init__(
+        self,
+        model: DetrForObjectDetection,
+        processor: DetrImageProcessor,
+        threshold: float,
+        tile_px: int | None = None,
+        overlap: float = 0.2,
+    ):
         self.model, self.processor, self.threshold = model, processor, threshold
-        self.waited_s = 0.0  # how long the model stood still because the next pictures were not there yet
+        self.tile_px, self.overlap = tile_px, overlap
+        self.waited_s = 0.0  # how long the model stood still because the next images were not there yet
+        self._of_tiles: list[dict[str, Tensor]] = []
 
     def __call__(
-        self, files: Sequence[Path], batch_size: int, threads: int
-    ) -> Iterator[tuple[int, Tensor | str, dict | None]]:
-        unreadable: list[tuple[int, str]] = []
+        self,
+        sources: Iterable[Source],
+        load: Callable[[Source], Tensor],
+        batch_size: int,
+        threads: int,
+        keep_order: bool = False,
+    ) -> Iterator[tuple[Source, Tensor | str, dict[str, Tensor] | None]]:
+        ahead = 2 * batch_size
+        unreadable: list[tuple[Source, str]] = []
 
-        def readable() -> Iterator[tuple[int, Tensor, Tensor]]:
-            for index, (picture, pixel_values) in enumerate(in_order(self._read, files, threads, 2 * batch_size)):
-                if pixel_values is None:
-                    unreadable.append((index, picture))
+        def loaded(source: Source) -> tuple[Source, Tensor | str]:
+            return source, _or_reason(lambda: load(source))
+
+        def parts() -> Iterator[_Part]:
+            for source, image in in_order(loaded, sources, threads, 1 if self.tile_px else ahead):
+                if isinstance(image, str):
+                    unreadable.append((source, image))
+                    continue
+                height, width = image.shape[-2:]
+                tiles = [(0, 0, width, height)]
+                if self.tile_px:
+                    tiles = tile_corners((height, width), self.tile_px, self.overlap)
+                for tile in range(len(tiles)):
+                    yield _Part(source, image, tiles, tile, "")
+
+        def prepared() -> Iterator[_Part]:
+            failed = None
+            for part in in_order(self._prepare, parts(), threads, ahead):
+                if part.image is failed:
+                    continue
+                if isinstance(part.pixel_values, str):
+                    unreadable.append((part.source, part.pixel_values))
+                    failed = part.image
                 else:
-                    yield index, picture, pixel_values
+                    yield part
 
-        def batches() -> Iterator[tuple[list[tuple[int, Tensor]], Tensor]]:
+        def batches() -> Iterator[tuple[list[_Part], Tensor]]:
             on_gpu = next(self.model.parameters()).is_cuda
-            for batch in same_size_batches(readable(), batch_size, lambda item: item[2].shape):
-                pixel_values = torch.stack([pixels for _, _, pixels in batch])
-                yield [item[:2] for item in batch], pixel_values.pin_memory() if on_gpu else pixel_values
+            batched = _batches_in_order if keep_order or self.tile_px else same_size_batches
+            for batch in batched(prepared(), batch_size, lambda part: part.pixel_values.shape):
+                pixel_values = torch.stack([part.pixel_values for part in batch])
+                batch = [part._replace(pixel_values="") for part in batch]
+                yield batch, pixel_values.pin_memory() if on_gpu else pixel_values
 
         made = run_ahead(batches())
-        while True:
+        batch = ()
+        while batch is not None:
             begun = time.perf_counter()
             batch = next(made, None)
             self.waited_s += time.perf_counter() - begun
-            if batch is None:
-                break
-            yield from self._detect(*batch)
+            if batch is not None:
+                yield from self._detect(*batch)
             while unreadable:
-                yield (*unreadable.pop(), None)
-        while unreadable:
-            yield (*unreadable.pop(), None)
+                yield (*unreadable.pop(0), None)
 
-    def _read(self, file: Path) -> tuple[Tensor | str, Tensor | None]:
-        convert, upright = self.processor.do_convert_rgb, self.processor.do_exif_transpose
-        try:
-            picture = load_image(file, str(file), do_convert_rgb=convert, do_exif_transpose=upright)
-            return picture, self.processor(images=picture, do_pad=False, return_tensors="pt")["pixel_values"][0]
-        except (ValueError, OSError, Image.DecompressionBombError) as error:
-            reason = str(error)
-            return reason if str(file) in reason else f"{file}: {reason}", None
+    def _prepare(self, part: _Part) -> _Part:
+        left, top, right, bottom = part.tiles[part.tile]
+        seen = part.image[:, top:bottom, left:right]
+        options = {"do_pad": False, "return_tensors": "pt", "input_data_format": "channels_first"}
+        return part._replace(pixel_values=_or_reason(lambda: self.processor(images=seen, **options)["pixel_values"][0]))
 
-    def _detect(self, pictures: list[tuple[int, Tensor]], pixel_values: Tensor) -> Iterator[tuple[int, Tensor, dict]]:
+    def _detect(self, parts: list[_Part], pixel_values: Tensor) -> Iterator[tuple[Any, Tensor, dict[str, Tensor]]]:
         device = next(self.model.parameters()).device
         with torch.inference_mode():
             outputs = self.model(pixel_values.to(device, non_blocking=True))
-        sizes_hw = [tuple(picture.shape[-2:]) for _, picture in pictures]
-        numbers = [index + 1 for index, _ in pictures]
-        found = finite_detections(self.processor, outputs, sizes_hw, numbers, self.threshold)
-        for (index, picture), detections in zip(pictures, found, strict=True):
-            yield index, picture, detections
+        corners = [part.tiles[part.tile] for part in parts]
+        sizes_hw = [(bottom - top, right - left) for left, top, right, bottom in corners]
+        found = finite_detections(self.processor, outputs, sizes_hw, [part.source for part in parts], self.threshold)
+        for part, detections in zip(parts, found, strict=True):
+            if part.tile == 0:
+                self._of_tiles = []
+            self._of_tiles.append(detections)
+            if part.tile == len(part.tiles) - 1:
+                yield part.source, part.image, merge_tiles(self._of_tiles, part.tiles)
 
 
-class Drawer:
-    """Draws and writes pictures beside the predictions, in a thread of its own."""
+def _or_reason(work: Callable[[], Tensor]) -> Tensor | str:
+    try:
+        return work()
+    except Exception as error:  # decoders raise nearly anything for damaged files, and it costs one image
+        return str(error) or type(error).__name__
 
-    def __init__(self, folder: Path, names: Sequence[str], id2label: Mapping[int, str]):
-        self.folder, self.names, self.id2label = folder, names, id2label
+
+def _batches_in_order(
+    parts: Iterable[_Part], batch_size: int, size_of: Callable[[_Part], Any]
+) -> Iterator[list[_Part]]:
+    """Batches of parts of one size that follow each other, so in their order."""
+    for _, alike in groupby(parts, size_of):
+        while batch := list(islice(alike, batch_size)):
+            yield batch
+
+
+class Background:
+    """One thread that does work in its order while the model goes on, at most 8 pieces behind it.
+
+    `failed(name, error)` is told, in the thread that asks, of a piece of work that raised OSError or ValueError: a full
+    disk, an image too large for its format.
+    """
+
+    def __init__(self, failed: Callable[[str, Exception], None]):
+        self.failed = failed
         self.pool = ThreadPoolExecutor(1)
-        self.pending: deque[Future] = deque()
+        self.pending: deque[tuple[str, Future]] = deque()
 
-    def draw(self, index: int, picture: Tensor, detections: dict) -> None:
-        if len(self.pending) > 8:  # else pictures would pile up in memory
-            self.pending.popleft().result()
-        self.pending.append(self.pool.submit(self._draw, index, picture, detections))
+    def __call__(self, name: str, work: Callable[..., None], *arguments: Any) -> None:
+        if len(self.pending) > 8:  # else images would pile up in memory
+            self._finish_one()
+        self.pending.append((name, self.pool.submit(work, *arguments)))
+
+    def finish(self) -> None:
+        """Waits for all that was asked for."""
+        while self.pending:
+            self._finish_one()
 
     def close(self) -> None:
         with self.pool:
-            while self.pending:
-                self.pending.popleft().result()
+            self.finish()
 
-    def _draw(self, index: int, picture: Tensor, detections: dict) -> None:
-        if picture.shape[0] not in (1, 3, 4):
-            picture = picture[:1]  # of many channels the first
-        options = {"quality": 92} if self.names[index].endswith(".jpg") else {}
-        draw_detections(picture, detections, self.id2label).save(self.folder / self.names[index], **options)
-
-
-def result_rows(image_id: int, file: Path, detections: dict, id2label: Mapping[int, str]) -> list[dict[str, Any]]:
-    """The detections of one picture as rows of a COCO results file."""
-    boxes_xywh_px = xyxy_to_xywh(detections["boxes"]).tolist()
-    return [
-        {
-            "image_id": image_id,
-            "file_name": file.as_posix(),
-            "category_id": label,
-            "category": id2label[label],
-            "bbox": box,
-            "score": score,
-        }
-        for box, score, label in zip(
-            boxes_xywh_px, detections["scores"].tolist(), detections["labels"].tolist(), strict=True
-        )
-    ]
+    def _finish_one(self) -> None:
+        name, work = self.pending.popleft()
+        try:
+            work.result()
+        except (OSError, ValueError) as error:
+            self.failed(name, error)

@@ -3,24 +3,34 @@
 The numbers are those of pycocotools, bit for bit.
 """
 
-import copy
 import json
 import math
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch.distributed as dist
 from hotcoco import Params, StreamingEval
 from numpy.typing import NDArray
 
-from .reading import Detections, Targets, read_detections, read_image_id, read_targets, to_host
+from .images import ImageEvaluator
+from .reading import (
+    Detections,
+    Masks,
+    Targets,
+    read_detections,
+    read_image_id,
+    read_masks,
+    read_target_masks,
+    read_targets,
+    to_host,
+)
 from .report import format_table
 
 # legend: T IoU thresholds, R = 101 recall points, K classes, A area ranges, M detection limits
 
+IOU_TYPES = ("bbox", "segm")
 _AREAS = ("all", "small", "medium", "large")  # the order of the A axis; 32**2 and 96**2 px separate them
 # hotcoco's state of a detection takes about ten times the array it came from, so few images and classes at a time
 _IMAGES_AT_ONCE = 64
@@ -28,18 +38,21 @@ _DETECTIONS_AT_ONCE = 250_000
 
 
 class Image(NamedTuple):
-    """What the evaluation keeps of an image."""
+    """What the evaluation keeps of an image; masks where those are what is compared."""
 
     detections: Detections
     targets: Targets
+    masks: Masks | None = None
+    target_masks: Masks | None = None
 
 
-class CocoEvaluator:
+class CocoEvaluator(ImageEvaluator):
     """Average precision and recall of detections over a data set, as pycocotools counts them.
 
     `class_names`: names by class id, as a list or {id: name}; then a label outside them is an error. None takes the
     labels as they come and calls them by number. `max_dets`: the numbers of detections per image and class that are
     looked at; the largest holds for every AP. `iou_thresholds`: in (0, 1], None for COCO's 0.50, 0.55, ..., 0.95.
+    `iou_type`: "bbox" compares boxes, "segm" masks.
 
         evaluator = CocoEvaluator(class_names=model.config.id2label)
         for batch in loader:
@@ -57,23 +70,14 @@ class CocoEvaluator:
         class_names: Sequence[str] | Mapping[int, str] | None = None,
         max_dets: Sequence[int] = (1, 10, 100),
         iou_thresholds: Sequence[float] | None = None,
+        iou_type: str = "bbox",
     ):
-        self._names = None if class_names is None else _names_by_id(class_names)
+        if iou_type not in IOU_TYPES:
+            raise ValueError(f"iou_type={iou_type!r}: expected 'bbox' for boxes or 'segm' for masks.")
+        self.iou_type = iou_type
         self.max_dets = _max_dets(max_dets)
         self.iou_thresholds = _iou_thresholds(iou_thresholds)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget every image."""
-        self._images: dict[int, Image] = {}
-        self._unshared: list[int] = []  # image ids that the other processes have not been told of
-        self._unshared_duplicates = 0
-        self.num_duplicates = 0
-        self._computed: dict | None = None
-
-    def __len__(self) -> int:
-        """Images seen."""
-        return len(self._images)
+        super().__init__(class_names)
 
     def update(self, detections: Sequence[Mapping], targets: Sequence[Mapping]) -> None:
         """Take in a batch: one result dict and one target an image, in the same order.
@@ -84,58 +88,34 @@ class CocoEvaluator:
         [COCO objects]} with class ids as `category_id`. `area` of the processor's labels is in resized pixels and is
         scaled back.
 
+        For masks, `detections` have `masks` too, as `post_process_masks` gives them: COCO's encodings, or (N, H, W) of
+        the original size; and every target has its mask, in `segmentation` of the objects or `masks` of the labels
+        (which are scaled back: the rows are the exact ones).
+
         An image that comes again with the same targets, as distributed samplers pad their last batch, counts once: the
         first stays, and `num_duplicates` grows. With other targets it is another image, and a ValueError. The whole
         batch is checked before any of it is taken. Raises ValueError or TypeError with the image id for missing keys,
-        unequal lengths, NaN, inverted boxes, and labels outside `class_names`.
+        unequal lengths, NaN, inverted boxes, labels outside `class_names`, and masks that are missing or of another
+        size.
         """
         if len(detections) != len(targets):
             raise ValueError(
                 f"{len(detections)} results for {len(targets)} targets; give one of each an image, in the same order."
             )
-        detections = to_host(detections, ("scores", "labels", "boxes"))
-        targets = to_host(targets)
+        with_masks = self.iou_type == "segm"
+        detections = to_host(detections, ("scores", "labels", "boxes", *(["masks"] if with_masks else [])))
+        targets = to_host(targets, with_masks=with_masks)
         read: list[tuple[int, Image]] = []
         for position, (result, target) in enumerate(zip(detections, targets, strict=True)):
             image_id = read_image_id(target, position)
             place = f"image {image_id}"
             image = Image(read_detections(result, place), read_targets(target, place))
-            self._check_labels(image.detections.labels, f"{place}: a detection")
-            self._check_labels(image.targets.labels, f"{place}: a target")
+            if with_masks:
+                masks = read_masks(result, len(image.detections.labels), place)
+                image = image._replace(masks=masks, target_masks=read_target_masks(target, masks.size_hw, place))
+            self._check(image, place)
             read.append((image_id, image))
         self._take(read)
-
-    def state(self) -> dict:
-        """All that was taken in, picklable, for `merge` of another evaluator."""
-        return {"images": dict(self._images), "num_duplicates": self.num_duplicates}
-
-    def merge(self, state: Mapping) -> None:
-        """Take in the `state()` of another evaluator; images that both have seen count once, this one's first."""
-        for image_id, image in state["images"].items():
-            self._check_labels(image.detections.labels, f"image {image_id}: a detection")
-            self._check_labels(image.targets.labels, f"image {image_id}: a target")
-        self._take(state["images"].items())
-        self.num_duplicates += state["num_duplicates"]
-        self._unshared_duplicates += state["num_duplicates"]
-
-    def synchronize_between_processes(self) -> None:
-        """Give every process the images of all, under torch.distributed; every process must call it. Else nothing.
-
-        Only what came since the last call travels. Images that several processes saw count once, the lowest rank's.
-        """
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return
-        mine = [(image_id, self._images[image_id]) for image_id in self._unshared]
-        everyones: list = [None] * dist.get_world_size()
-        dist.all_gather_object(everyones, (mine, self._unshared_duplicates))
-
-        for image_id in self._unshared:  # back to what all processes hold in common, then everything in order of rank
-            del self._images[image_id]
-        self.num_duplicates -= self._unshared_duplicates
-        for images, num_duplicates in everyones:
-            self._take(images)
-            self.num_duplicates += num_duplicates
-        self._unshared, self._unshared_duplicates = [], 0
 
     def compute(self) -> dict:
         """The metrics, as floats in [0, 1], and -1 where there is nothing to measure, as pycocotools has it.
@@ -145,28 +125,22 @@ class CocoEvaluator:
         num_crowds, num_detections, num_duplicates; per_class {name: the same metrics, num_targets, num_detections}.
         Of this process's images alone, unless `synchronize_between_processes` went before.
         """
-        if self._computed is None:
-            self._computed = self._evaluate()
-        return copy.deepcopy(self._computed)
+        return super().compute()
 
-    def summary(self) -> dict[str, float]:
-        """`compute()` without the classes: one flat dict of numbers, as trainers log them."""
-        return {name: value for name, value in self.compute().items() if name != "per_class"}
+    def post_process(self, processor: Any, outputs: Any, target_sizes: Any, processed_sizes: Any) -> list[dict]:
+        """The results that `update` takes, of a model's outputs and no threshold."""
+        if self.iou_type == "bbox":
+            return processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=target_sizes)
+        return processor.post_process_masks(outputs, target_sizes=target_sizes, processed_sizes=processed_sizes)
 
     def table(self) -> str:
         """The metrics as plain text: a summary, and a row a class."""
         return format_table(self.compute(), self.max_dets)
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """`compute()` as JSON text, and into the file `path` if one is given."""
-        text = json.dumps(self.compute(), indent=2)
-        if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(text + "\n", encoding="utf-8")
-        return text
-
     def write_results(self, path: str | Path, category_ids: Sequence[int] | Mapping[int, int] | None = None) -> int:
         """Write a COCO results file [{image_id, category_id, bbox xywh px, score}, ...]; returns how many there are.
+
+        With masks, each has its `segmentation` too, compressed.
 
         `category_ids`: the data set's own category id of each class id; None writes the class ids. Nothing is rounded:
         the file has the AP of this evaluator. ValueError for a class without a category id.
@@ -186,63 +160,48 @@ class CocoEvaluator:
         with open(path, "w", encoding="utf-8") as file:
             file.write("[")
             for image_id in sorted(self._images):
-                boxes, scores, labels = self._images[image_id].detections
-                boxes_xywh_px = _xywh(boxes)
-                for box, score, label in zip(boxes_xywh_px.tolist(), scores.tolist(), labels.tolist(), strict=True):
+                (boxes, scores, labels), _, masks, _ = self._images[image_id]
+                columns = (column.tolist() for column in (_xywh(boxes), scores, labels))
+                for i, (box, score, label) in enumerate(zip(*columns, strict=True)):
                     row = {"image_id": image_id, "category_id": category_of[label], "bbox": box, "score": score}
+                    if masks is not None:
+                        size, counts = list(masks.size_hw), masks.counts[i].decode("ascii")
+                        row["segmentation"] = {"size": size, "counts": counts}
                     file.write((",\n" if written else "\n") + json.dumps(row))
                     written += 1
             file.write("\n]\n")
         return written
 
-    def _take(self, images) -> None:
-        images = list(images)
-        new: dict[int, Image] = {}
-        for image_id, image in images:
-            known = new.get(image_id) or self._images.get(image_id)
-            if known is not None and not _same_targets(known.targets, image.targets):
-                raise ValueError(
-                    f"image {image_id}: came twice with different targets, so two images carry one id; "
-                    "give every image an id of its own."
-                )
-            if known is None:
-                new[image_id] = image
-        self._images.update(new)
-        self._unshared.extend(new)
-        self.num_duplicates += len(images) - len(new)
-        self._unshared_duplicates += len(images) - len(new)
-        self._computed = None
-
-    def _check_labels(self, labels: NDArray, place: str) -> None:
-        seen = set(labels.tolist())
-        unknown = {label for label in seen if label < 0} if self._names is None else seen - self._names.keys()
-        if unknown:
-            known = "0 or above" if self._names is None else _in_words(self._names)
+    def _check(self, image: Image, place: str) -> None:
+        self._check_labels(image.detections.labels.tolist(), f"{place}: a detection")
+        self._check_labels(image.targets.labels.tolist(), f"{place}: a target")
+        if self.iou_type == "bbox":
+            return
+        if image.masks is None or image.target_masks is None:
+            raise ValueError(f"{place}: has no masks; it comes from an evaluator with iou_type='bbox'.")
+        found_hw, true_hw = image.masks.size_hw, image.target_masks.size_hw
+        if image.masks.counts and image.target_masks.counts and found_hw != true_hw:
             raise ValueError(
-                f"{place} has the label {min(unknown)}, and the known classes are {known}; give class_names every "
-                "class, and labels as contiguous class ids rather than the data set's category ids."
+                f"{place}: predicted masks of {found_hw} and true ones of {true_hw} (height, width); give "
+                "post_process_masks the original sizes as target_sizes."
             )
 
-    def _class_names(self) -> dict[int, str]:
-        if self._names is not None:
-            return self._names
-        seen = {
-            int(label)
-            for image in self._images.values()
-            for labels in (image.detections.labels, image.targets.labels)
-            for label in np.unique(labels)
-        }
-        return {label: str(label) for label in sorted(seen)}
+    def _same_truth(self, image: Image, other: Image) -> bool:
+        known, new = image.targets, other.targets
+        return np.array_equal(known.labels, new.labels) and np.allclose(
+            known.boxes_xywh_px, new.boxes_xywh_px, rtol=1e-4, atol=1e-2
+        )
 
     def _evaluate(self) -> dict:
-        images = [self._images[image_id] for image_id in sorted(self._images)]
-        names = self._class_names()
+        images = self._in_order()
+        both = [part.labels for image in images for part in (image.detections, image.targets)]
+        names = self._class_names(np.unique(np.concatenate(both)).tolist() if both else ())
         class_ids = np.array(list(names), dtype=np.int64)
         num_targets, num_detections = np.zeros(len(names), int), np.zeros(len(names), int)
         for image in images:
             num_targets += _class_counts(image.targets.labels[~image.targets.crowds], class_ids)
             num_detections += _class_counts(image.detections.labels, class_ids)
-        precision, recall = _count(images, class_ids, num_detections, self.iou_thresholds, self.max_dets)
+        precision, recall = self._count(images, class_ids, num_detections)
         result = self._metrics(precision, recall)
         result |= {
             "num_images": len(images),
@@ -268,38 +227,35 @@ class CocoEvaluator:
         metrics |= {f"mar_{area}": _mean(recall[..., a, -1]) for a, area in enumerate(_AREAS) if area != "all"}
         return metrics
 
+    def _count(self, images: Sequence[Image], class_ids: NDArray, num_detections: NDArray) -> tuple[NDArray, NDArray]:
+        """Precision (T, R, K, A) at the largest limit and recall (T, K, A, M), in order of the images and classes.
 
-def _count(
-    images: Sequence[Image],
-    class_ids: NDArray,
-    num_detections: NDArray,
-    iou_thresholds: Sequence[float],
-    max_dets: Sequence[int],
-) -> tuple[NDArray, NDArray]:
-    """Precision (T, R, K, A) at the largest limit and recall (T, K, A, M), in order of the images and classes given.
-
-    -1 where a class has no target of that size. A class needs no other class, so groups of them are counted in turn.
-    """
-    params = Params("bbox")
-    params.iou_thrs, params.max_dets = list(iou_thresholds), list(max_dets)
-    num_classes, num_thresholds = len(class_ids), len(iou_thresholds)
-    precision = np.full((num_thresholds, 101, num_classes, len(_AREAS)), -1.0)
-    recall = np.full((num_thresholds, num_classes, len(_AREAS), len(max_dets)), -1.0)
-    num_groups = min(num_classes, 1 + int(num_detections.sum()) // _DETECTIONS_AT_ONCE)
-    for group in np.array_split(np.arange(num_classes), num_groups) if num_groups else ():
-        stream = StreamingEval([{"id": k, "name": str(k)} for k in group.tolist()], params=params)
-        for start in range(0, len(images), _IMAGES_AT_ONCE):
-            stream.update(*_as_coco(images[start : start + _IMAGES_AT_ONCE], start, class_ids, group))
-        evaluation = stream.finalize()
-        evaluation.accumulate()
-        counted = evaluation.eval
-        precision[:, :, group] = counted["precision"][..., -1]
-        recall[:, group] = counted["recall"]
-    return precision, recall
+        -1 where a class has no target of that size. A class needs no other class, so groups of them are counted in
+        turn.
+        """
+        params = Params(self.iou_type)
+        params.iou_thrs, params.max_dets = list(self.iou_thresholds), list(self.max_dets)
+        num_classes, num_thresholds = len(class_ids), len(self.iou_thresholds)
+        precision = np.full((num_thresholds, 101, num_classes, len(_AREAS)), -1.0)
+        recall = np.full((num_thresholds, num_classes, len(_AREAS), len(self.max_dets)), -1.0)
+        num_groups = min(num_classes, 1 + int(num_detections.sum()) // _DETECTIONS_AT_ONCE)
+        for group in np.array_split(np.arange(num_classes), num_groups) if num_groups else ():
+            categories = [{"id": k, "name": str(k)} for k in group.tolist()]
+            stream = StreamingEval(categories, iou_type=self.iou_type, params=params)
+            for start in range(0, len(images), _IMAGES_AT_ONCE):
+                stream.update(*_as_coco(images[start : start + _IMAGES_AT_ONCE], start, class_ids, group))
+            evaluation = stream.finalize()
+            evaluation.accumulate()
+            counted = evaluation.eval
+            precision[:, :, group] = counted["precision"][..., -1]
+            recall[:, group] = counted["recall"]
+        return precision, recall
 
 
-def _as_coco(images: Sequence[Image], start: int, class_ids: NDArray, group: NDArray) -> tuple[list, list, NDArray]:
-    """Of the classes in `group`: images, annotations, and detections (N, 7) image, xywh px, score, class.
+def _as_coco(
+    images: Sequence[Image], start: int, class_ids: NDArray, group: NDArray
+) -> tuple[list[dict], list[dict], NDArray | list[dict]]:
+    """Of the classes in `group`: images, annotations, and detections, (N, 7) image, xywh px, score, class, or dicts.
 
     Images and classes go by their position: ids of any size survive in float64, and 0 is an id like any other.
     """
@@ -307,7 +263,13 @@ def _as_coco(images: Sequence[Image], start: int, class_ids: NDArray, group: NDA
     boxes_xyxy, scores, labels = map(np.concatenate, zip(*(image.detections for image in images), strict=True))
     k = np.searchsorted(class_ids, labels)
     number = np.repeat(numbers, [len(image.detections.labels) for image in images])
-    detections = np.column_stack((number, _xywh(boxes_xyxy), scores, k))[(group[0] <= k) & (k <= group[-1])]
+    in_group = (group[0] <= k) & (k <= group[-1])
+    detections: Any = np.column_stack((number, _xywh(boxes_xyxy), scores, k))[in_group]
+    masks = _chosen([image.masks for image in images], in_group)
+    if masks is not None:  # without boxes: their areas would decide what is small
+        columns = (*(column[in_group].tolist() for column in (number, k, scores)), masks)
+        names = ("image_id", "category_id", "score", "segmentation")
+        detections = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     names = ("boxes_xywh_px", "labels", "areas_px", "crowds")
     columns = (np.concatenate([getattr(image.targets, name) for image in images]) for name in names)
@@ -318,7 +280,18 @@ def _as_coco(images: Sequence[Image], start: int, class_ids: NDArray, group: NDA
     rows = zip(*(column[in_group].tolist() for column in (number, k, boxes_xywh, areas, crowds)), strict=True)
     names = ("image_id", "category_id", "bbox", "area", "iscrowd", "id")
     annotations = [dict(zip(names, (*row, i), strict=True)) for i, row in enumerate(rows, start=1)]
+    masks = _chosen([image.target_masks for image in images], in_group)
+    for annotation, mask in zip(annotations, masks or (), strict=masks is not None):
+        annotation["segmentation"] = mask
     return [{"id": number} for number in numbers], annotations, detections
+
+
+def _chosen(masks: Sequence[Masks | None], kept: NDArray) -> list[dict[str, Any]] | None:
+    """The encodings of several images' masks that are `kept`; None where the images have none."""
+    if any(one is None for one in masks):
+        return None
+    every = [(one.size_hw, counts) for one in masks for counts in one.counts]
+    return [{"size": list(every[i][0]), "counts": every[i][1]} for i in np.flatnonzero(kept)]
 
 
 def _class_counts(labels: NDArray, class_ids: NDArray) -> NDArray:
@@ -334,29 +307,6 @@ def _xywh(boxes_xyxy: NDArray) -> NDArray:
 def _mean(values: NDArray) -> float:
     values = values[values > -1]
     return float(values.mean()) if values.size else -1.0
-
-
-def _same_targets(known: Targets, other: Targets) -> bool:
-    return np.array_equal(known.labels, other.labels) and np.allclose(
-        known.boxes_xywh_px, other.boxes_xywh_px, rtol=1e-4, atol=1e-2
-    )
-
-
-def _in_words(names: Mapping[int, str]) -> str:
-    shown = [f"{label} ({name})" for label, name in names.items()]
-    return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", shown[-1]]) or "none"
-
-
-def _names_by_id(class_names: Sequence[str] | Mapping[int, str]) -> dict[int, str]:
-    if isinstance(class_names, str):
-        raise TypeError(f"class_names must be a list of names or {{id: name}}, got the string {class_names!r}.")
-    items = class_names.items() if isinstance(class_names, Mapping) else enumerate(class_names)
-    names = {int(label): str(name) for label, name in items}
-    if min(names, default=0) < 0:
-        raise ValueError(f"class_names has the class id {min(names)}; ids start at 0.")
-    shared = {name for name in names.values() if sum(name == other for other in names.values()) > 1}
-    # per-class results are told apart by name, so names that two classes share get their id
-    return {label: f"{names[label]} ({label})" if names[label] in shared else names[label] for label in sorted(names)}
 
 
 def _max_dets(max_dets: Sequence[int]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from .coco import CocoEvaluator
 
 
 class Evaluator(Protocol):
-    """What the loop needs; `CocoEvaluator` has it."""
+    """What the loops need; all evaluators have it."""
 
     def reset(self) -> None: ...
 
@@ -25,6 +25,8 @@ class Evaluator(Protocol):
     def synchronize_between_processes(self) -> None: ...
 
     def compute(self) -> dict: ...
+
+    def post_process(self, processor: Any, outputs: Any, target_sizes: Any, processed_sizes: Any) -> Sequence[Any]: ...
 
 
 def evaluate_detections(
@@ -59,10 +61,10 @@ def evaluate_model(
     process_index: int = 0,
     num_processes: int = 1,
     on_batch: Callable[[], Any] | None = None,
-    evaluator: CocoEvaluator | None = None,
+    evaluator: Evaluator | None = None,
     class_of_label: Mapping[int, int] | None = None,
     read: Callable[[Callable[[list[int]], dict], Iterable[list[int]]], Iterable[dict]] | None = None,
-) -> CocoEvaluator:
+) -> Evaluator:
     """An evaluator that has seen every image of `dataset` (rows of the schema) once; ask it for `compute()`, `table()`.
 
     Targets are the rows themselves, so crowds count as COCO has it. Batches hold images of one size, so nothing is
@@ -70,7 +72,8 @@ def evaluate_model(
     get the numbers of all; every one must call this, with the bare model: a data-parallel wrapping would wait for the
     others in each forward pass, and shares differ in length. The model is left in the mode it was in.
 
-    `on_batch` is called after each batch; `evaluator` is one with settings of its own; `class_of_label` {the model's
+    `on_batch` is called after each batch; `evaluator` is one of another kind or with settings of its own (default: box
+    AP; `EvaluatorGroup` for several); `class_of_label` {the model's
     label: the data's class id} leaves out detections of other labels; `read(function, batches of indices)` may read
     ahead in threads, in place of the data loader's `num_workers`. Raises ValueError for outputs that are not finite.
     """
@@ -84,7 +87,8 @@ def evaluate_model(
         loaded: Iterable[dict] = DataLoader(samples, batch_sampler=share, **options)
     else:
         loaded = read(lambda indices: collate([samples[index] for index in indices]), share)
-    rows = dataset.with_format(None).select_columns(["image_id", "objects"])
+    columns = [name for name in ("image_id", "objects", "width", "height") if name in dataset.column_names]
+    rows = dataset.with_format(None).select_columns(columns)
     device = next(model.parameters()).device
 
     def batches() -> Iterator[dict]:
@@ -96,8 +100,11 @@ def evaluate_model(
 
     def predict(batch: Mapping) -> list[dict]:
         outputs = model(pixel_values=batch["pixel_values"].to(device, non_blocking=True))
-        sizes_hw = torch.stack([label["orig_size"] for label in batch["labels"]])
-        results = finite_detections(processor, outputs, sizes_hw, [row["image_id"] for row in batch["targets"]])
+        check_finite(outputs, [row["image_id"] for row in batch["targets"]])
+        original, processed = (
+            torch.stack([label[name] for label in batch["labels"]]) for name in ("orig_size", "size")
+        )
+        results = evaluator.post_process(processor, outputs, original, processed)
         return results if class_of_label is None else [_in_classes(result, class_of_label) for result in results]
 
     evaluator = CocoEvaluator(class_names(dataset)) if evaluator is None else evaluator
@@ -116,9 +123,16 @@ def finite_detections(
 ) -> list[dict[str, Tensor]]:
     """`post_process_object_detection` of finite outputs; without a threshold, for AP is made of the low scores too.
 
-    Raises ValueError where logits or boxes hold a NaN or an infinity, with the first of the `images` concerned.
+    Raises ValueError as `check_finite` does.
     """
-    finite = outputs.logits.isfinite().flatten(1).all(1) & outputs.pred_boxes.isfinite().flatten(1).all(1)
+    check_finite(outputs, images)
+    return processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes_hw)
+
+
+def check_finite(outputs: Any, images: Sequence | None = None) -> None:
+    """Raises ValueError where logits, boxes or masks hold a NaN or an infinity, with the first of the `images`."""
+    parts = [outputs.logits, outputs.pred_boxes, getattr(outputs, "pred_masks", None)]
+    finite = torch.stack([part.isfinite().flatten(1).all(1) for part in parts if part is not None]).all(0)
     if not finite.all():
         bad = [index for index, good in enumerate(finite.tolist()) if not good]
         name = f"image {images[bad[0]]}" if images is not None else f"image {bad[0]} of the batch"
@@ -126,11 +140,76 @@ def finite_detections(
             f"{name}: the model's outputs hold a NaN or an infinity ({len(bad)} of {len(finite)} images of the batch), "
             "which is no detection; look for diverged weights, or use float32 or bfloat16 in place of float16."
         )
-    return processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes_hw)
 
 
-def _in_classes(result: Mapping[str, Tensor], class_of_label: Mapping[int, int]) -> dict[str, Tensor]:
-    """The detections of known labels, as the data set numbers its classes."""
+class EvaluatorGroup:
+    """Several evaluators in one pass, by name.
+
+    EvaluatorGroup(box=CocoEvaluator(names), mask=CocoEvaluator(names, iou_type="segm"))
+    """
+
+    def __init__(self, **evaluators: Any):
+        self.evaluators = evaluators
+
+    def __len__(self) -> int:
+        return min(map(len, self.evaluators.values()), default=0)
+
+    def reset(self) -> None:
+        for evaluator in self.evaluators.values():
+            evaluator.reset()
+
+    def update(self, results: Sequence[Mapping[str, Any]], targets: Sequence[Mapping]) -> None:
+        """Take in a batch: {name: result} and one target an image."""
+        for name, evaluator in self.evaluators.items():
+            evaluator.update([result[name] for result in results], targets)
+
+    def synchronize_between_processes(self) -> None:
+        for evaluator in self.evaluators.values():
+            evaluator.synchronize_between_processes()
+
+    def compute(self) -> dict[str, dict]:
+        """{name: metrics}."""
+        return {name: evaluator.compute() for name, evaluator in self.evaluators.items()}
+
+    def summary(self) -> dict[str, float]:
+        """{name_metric: value}, flat."""
+        return {
+            f"{name}_{metric}": value
+            for name, evaluator in self.evaluators.items()
+            for metric, value in evaluator.summary().items()
+        }
+
+    def table(self) -> str:
+        """The tables, one below the other."""
+        return "\n\n".join(f"{name}\n{evaluator.table()}" for name, evaluator in self.evaluators.items())
+
+    def post_process(
+        self, processor: Any, outputs: Any, target_sizes: Any, processed_sizes: Any
+    ) -> list[dict[str, Any]]:
+        """{name: result} of each image."""
+        arguments = (processor, outputs, target_sizes, processed_sizes)
+        results = [evaluator.post_process(*arguments) for evaluator in self.evaluators.values()]
+        return [dict(zip(self.evaluators, one, strict=True)) for one in zip(*results, strict=True)]
+
+
+def _in_classes(result: Mapping[str, Any], class_of_label: Mapping[int, int]) -> dict[str, Any]:
+    """What was found of known labels, as the data set numbers its classes."""
+    if not isinstance(result, Mapping):
+        raise TypeError("class_of_label is for detections and segments; a map of classes cannot leave pixels out.")
+    if "segments_info" in result:
+        known = [
+            {**info, "label_id": class_of_label[info["label_id"]]}
+            for info in result["segments_info"]
+            if info["label_id"] in class_of_label
+        ]
+        ids = torch.tensor([info["id"] for info in known], dtype=torch.int64)
+        segmentation = result["segmentation"].where(torch.isin(result["segmentation"].long(), ids), 0)
+        return {"segmentation": segmentation, "segments_info": known}
+    if "labels" not in result:
+        return {name: _in_classes(one, class_of_label) for name, one in result.items()}
     classes = torch.tensor([class_of_label.get(label, -1) for label in result["labels"].tolist()], dtype=torch.int64)
     known = classes >= 0
-    return {"labels": classes[known], "scores": result["scores"][known], "boxes": result["boxes"][known]}
+    kept = {"labels": classes[known], "scores": result["scores"][known], "boxes": result["boxes"][known]}
+    if "masks" in result:
+        kept["masks"] = [mask for mask, keep in zip(result["masks"], known.tolist(), strict=True) if keep]
+    return kept

@@ -1,7 +1,7 @@
 """What one image brings to the evaluation: its detections and its targets, read from any usual form and checked.
 
-Everything ends as small numpy arrays in original pixels. The checks sit here, at the edge: an evaluation of
-garbage gives a number that looks like any other.
+Everything ends as small numpy arrays in original pixels, and masks as COCO's compressed run-length encodings. The
+checks sit here, at the edge: an evaluation of garbage gives a number that looks like any other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import interpolate
 
 from ..data import targets as data_targets
+from ..data.masks import SegmentFiles, as_entry, decode_segmentation, encode_mask
 from ..data.targets import ImageTargets as Targets
 
 # legend: N detections of one image
@@ -25,6 +27,13 @@ class Detections(NamedTuple):
     labels: NDArray  # (N,) int64
 
 
+class Masks(NamedTuple):
+    """The masks of one image."""
+
+    size_hw: tuple[int, int]  # (0, 0) where there is no mask to know it from
+    counts: tuple[bytes, ...]  # one a mask
+
+
 _TARGET_KEYS = (
     "image_id",
     "class_labels",
@@ -36,14 +45,16 @@ _TARGET_KEYS = (
     "objects",
     "annotations",
 )
+_MASK_KEYS = ("masks", "width", "height")
 
 
-def to_host(items: Sequence[Mapping], keys: Sequence[str] | None = None) -> list[dict]:
+def to_host(items: Sequence[Mapping], keys: Sequence[str] | None = None, with_masks: bool = False) -> list[dict]:
     """The same dicts with every tensor as a numpy array; tensors on a device come over in one copy per dtype.
 
-    `keys` are the entries wanted, and the others (masks) are left where they are; None is all the targets need.
+    `keys` are the entries wanted, and the others (masks) are left where they are; None is all the targets need, with
+    `with_masks` for their masks.
     """
-    keys = _TARGET_KEYS if keys is None else keys
+    keys = (*_TARGET_KEYS, *(_MASK_KEYS if with_masks else ())) if keys is None else keys
     for position, item in enumerate(items):
         if not isinstance(item, Mapping):
             raise TypeError(f"item {position} of the batch: expected a dict, got {type(item).__name__}.")
@@ -107,6 +118,53 @@ def read_targets(target: Mapping, place: str) -> Targets:
     ValueError or TypeError names `place`; boxes that are not finite or have a negative side are errors here.
     """
     return data_targets.read_targets(target, place).check_boxes(place)
+
+
+def read_masks(detections: Mapping, count: int, place: str) -> Masks:
+    """The `masks` of a result dict: COCO's encodings, or (N, H, W) arrays of what is not 0. Errors name `place`."""
+    if "masks" not in detections:
+        raise ValueError(f"{place}: the detections lack masks; give those of post_process_masks.")
+    if len(detections["masks"]) != count:
+        raise ValueError(f"{place}: {len(detections['masks'])} masks for {count} detections; give one each.")
+    entries = [as_entry(mask) for mask in detections["masks"]]
+    if any(entry is None or entry["counts"] is None for entry in entries):
+        raise ValueError(f"{place}: a detection's mask must be a run-length encoding of COCO, or an array (H, W).")
+    return _masks(entries, place)
+
+
+def read_target_masks(target: Mapping, size_hw: tuple[int, int], place: str) -> Masks:
+    """The masks of all objects of one image, in original pixels.
+
+    `size_hw` is for polygons of an image whose `height` and `width` are not given. Errors name `place` and the object.
+    """
+    if "class_labels" in target:
+        if target.get("masks") is None:
+            raise ValueError(f"{place}: the labels lack masks; call the processor with return_segmentation_masks=True.")
+        original_hw = [int(side) for side in target["orig_size"]]
+        masks = torch.from_numpy(np.asarray(target["masks"]))
+        masks = masks[:0] if not len(masks) else interpolate(masks[None].float(), original_hw, mode="nearest-exact")[0]
+        return _masks([encode_mask(mask) for mask in masks], place)
+    columns = data_targets.columns_of(target["annotations" if "annotations" in target else "objects"], place)
+    segmentations = columns.get("segmentation", [None] * len(columns["bbox"]))
+    if target.get("height") and target.get("width"):
+        size_hw = (int(target["height"]), int(target["width"]))
+    else:
+        sizes = [entry["size"] for entry in map(as_entry, segmentations) if entry and entry["size"]]
+        size_hw = tuple(sizes[0]) if sizes else size_hw
+    if len(segmentations) and not all(size_hw):
+        raise ValueError(f"{place}: the size of the image is not known; give the target its height and width.")
+    files = SegmentFiles()
+    pairs = enumerate(segmentations)
+    return _masks(
+        [encode_mask(decode_segmentation(s, size_hw, f"{place}: object {i}", files)) for i, s in pairs], place
+    )
+
+
+def _masks(entries: Sequence[Mapping], place: str) -> Masks:
+    sizes = {tuple(entry["size"]) for entry in entries}
+    if len(sizes) > 1:
+        raise ValueError(f"{place}: masks of the sizes {sorted(sizes)} (height, width); all must be the image's.")
+    return Masks(sizes.pop() if sizes else (0, 0), tuple(entry["counts"].encode("ascii") for entry in entries))
 
 
 def _numbers(value, place: str, name: str) -> NDArray:

@@ -18,7 +18,7 @@ from hotcoco import mask as coco_mask
 from numpy.typing import NDArray
 from scipy.special import logit
 from torch import Tensor
-from torch.nn.functional import interpolate, max_pool2d
+from torch.nn.functional import interpolate
 
 from .post_processing import detections_from_outputs
 
@@ -26,7 +26,7 @@ from .post_processing import detections_from_outputs
 # N kept queries of one image; (h, w) of the decoded masks, (H, W) of the result
 
 MASK_STRIDE = 4  # pixels of the processed image to one of a decoded mask (paper, section 4.2)
-_CHUNK_PX = 2**23  # 32 MiB of float32 at a time on a device; the host takes one map, which stays in its cache
+_CHUNK_PX = 2**21  # 8 MiB of float32 at a time
 _NEVER = -1.0  # below any probability: the map of a query whose mask is not finite
 
 Sizes = Tensor | Sequence[Sequence[int]]
@@ -36,7 +36,7 @@ Size = tuple[int, int]
 class _Kept(NamedTuple):
     """The queries of one image that are above the threshold, in their order."""
 
-    positions: list[int]  # along K
+    positions: NDArray  # (N,) int64, along K
     scores: NDArray  # (N,) float32
     labels: list[int]
 
@@ -64,9 +64,10 @@ def segments_from_outputs(
     kept = _above_threshold(logits, threshold)
     parts: list[Tensor] = []
     for own, one, (height, width), size_hw in zip(masks, kept, grids_hw, sizes_hw, strict=True):
-        if one.positions:
-            probabilities = own[one.positions, :height, :width].float().sigmoid()
-            valid = own[one.positions].sum((-2, -1)).isfinite()
+        if len(one.positions):
+            kept_masks = _chosen(own, one.positions)
+            probabilities = kept_masks[:, :height, :width].float().sigmoid()
+            valid = kept_masks.sum((-2, -1)).isfinite()
             probabilities = probabilities.where(valid[:, None, None], _NEVER)
             weights = torch.from_numpy(one.scores).to(own.device)
             parts += [*_best_of(probabilities, size_hw, weights, mask_threshold), valid]
@@ -74,7 +75,7 @@ def segments_from_outputs(
 
     results, num_invalid = [], 0
     for one, size_hw in zip(kept, sizes_hw, strict=True):
-        if not one.positions:  # as stock has it
+        if not len(one.positions):  # as stock has it
             nothing = [] if return_coco_annotation else torch.from_numpy(np.full(size_hw, -1, np.float32))
             results.append({"segmentation": nothing, "segments_info": []})
             continue
@@ -107,8 +108,9 @@ def classes_from_outputs(
             votes = _resized(votes, size_hw)
             parts += [votes.argmax(0), votes]
         elif votes.device.type == "cpu":
-            classes = _possible_winners(votes)
-            parts.append(classes[_best_of(votes[classes], size_hw)[0].long()])
+            classes = _possible_winners(votes.numpy())
+            winners = _best_of(votes[classes], size_hw)[0].numpy()
+            parts.append(torch.from_numpy(np.array(classes)[winners]))
         else:
             parts.append(_best_of(votes, size_hw)[0].long())
     valid_host, *arrays = _to_host(parts)
@@ -148,7 +150,7 @@ def masks_from_outputs(
 
     least_logit = float(logit(mask_threshold))  # sigmoid(x) > t as x > logit(t): one pass less over every map
     for own, result, grid_hw, image_hw, size_hw in zip(masks, results, grids_hw, images_hw, sizes_hw, strict=True):
-        kept = own[result.pop("queries").tolist(), : grid_hw[0], : grid_hw[1]].float()
+        kept = _chosen(own, result.pop("queries").numpy())[:, : grid_hw[0], : grid_hw[1]].float()
         direct = processed_sizes is None or image_hw == size_hw
         result["masks"] = []
         for _, chunk in _chunks(kept, size_hw if direct else image_hw):
@@ -176,13 +178,18 @@ def _decoded(outputs: Any) -> tuple[Tensor, Tensor]:
     return logits, masks
 
 
+def _chosen(masks: Tensor, positions: NDArray) -> Tensor:
+    """The masks (N, h, w) at these positions along K, without a visit to the host."""
+    return masks.index_select(0, torch.from_numpy(positions).to(masks.device))
+
+
 def _above_threshold(logits: Tensor, threshold: float) -> list[_Kept]:
     """The queries of each image whose best class is above the threshold; one copy to the host."""
     scores, labels = logits.softmax(-1).max(-1)
     scores, labels = torch.stack((scores, labels.float())).cpu().numpy()  # labels are exact below 2**24
     above = (labels != logits.shape[-1] - 1) & (scores > threshold)  # NaN is above nothing
     positions = [np.flatnonzero(one) for one in above]
-    return [_Kept(p.tolist(), scores[i][p], labels[i][p].astype(int).tolist()) for i, p in enumerate(positions)]
+    return [_Kept(p, scores[i][p], labels[i][p].astype(int).tolist()) for i, p in enumerate(positions)]
 
 
 def _best_of(
@@ -193,26 +200,44 @@ def _best_of(
     The areas (N,) int64 count the pixels in which a map, resized and weighted, is at least `mask_threshold`; without
     weights there are none.
     """
-    numbers = torch.zeros(size_hw, dtype=torch.uint8 if len(maps) <= 256 else torch.int16, device=maps.device)
+    if maps.device.type == "cpu":
+        return _best_on_host(maps, size_hw, weights, mask_threshold)
+    numbers = torch.zeros(size_hw, dtype=_dtype_for(maps), device=maps.device)
     greatest = torch.full(size_hw, -math.inf, device=maps.device)
-    areas = []
+    areas = [numbers.new_zeros(0, dtype=torch.int64)]
     for start, chunk in _chunks(maps, size_hw):
         if weights is not None:
             chunk = chunk * weights[start : start + len(chunk), None, None]
-            areas += [torch.count_nonzero(one >= mask_threshold) for one in chunk]
-        if len(chunk) == 1:
-            numbers.masked_fill_(chunk[0] > greatest, start)
-            torch.maximum(greatest, chunk[0], out=greatest)
-        else:
-            values, number = chunk.max(0)
-            numbers = (number + start).to(numbers.dtype).where(values > greatest, numbers)
-            greatest = torch.maximum(greatest, values)
-    return numbers, torch.stack(areas) if areas else numbers.new_zeros(0)
+            areas.append(torch.count_nonzero(chunk >= mask_threshold, dim=(1, 2)))
+        values, number = chunk.max(0)
+        numbers = (number + start).to(numbers.dtype).where(values > greatest, numbers)
+        greatest = torch.maximum(greatest, values)
+    return numbers, torch.cat(areas)
 
 
-def _chunks(maps: Tensor, size_hw: Size) -> Iterator[tuple[int, Tensor]]:
+def _best_on_host(maps: Tensor, size_hw: Size, weights: Tensor | None, mask_threshold: float) -> tuple[Tensor, Tensor]:
+    """`_best_of` map by map, so that each stays in the processor's cache; NumPy compares faster than PyTorch."""
+    numbers = np.zeros(size_hw, torch.empty(0, dtype=_dtype_for(maps), device="cpu").numpy().dtype)
+    greatest, areas = np.full(size_hw, -np.inf, np.float32), []
+    for start, chunk in _chunks(maps, size_hw, step=1):
+        one = chunk[0].numpy()
+        if weights is not None:
+            one = one * weights[start].numpy()
+            areas.append(np.count_nonzero(one >= mask_threshold))
+        # numbers ascend: the largest of those that were better than all before is the last
+        np.maximum(numbers, (one > greatest) * numbers.dtype.type(start), out=numbers)
+        np.maximum(greatest, one, out=greatest)
+    return torch.from_numpy(numbers), torch.from_numpy(np.array(areas, dtype=np.int64))
+
+
+def _dtype_for(maps: Tensor) -> torch.dtype:
+    """Of the numbers of so many maps."""
+    return torch.uint8 if len(maps) <= 256 else torch.int16
+
+
+def _chunks(maps: Tensor, size_hw: Size, step: int | None = None) -> Iterator[tuple[int, Tensor]]:
     """The maps (N, h, w) at full size, some at a time, each time with the number of the first."""
-    step = 1 if maps.device.type == "cpu" else max(1, _CHUNK_PX // (size_hw[0] * size_hw[1]))
+    step = step or max(1, _CHUNK_PX // (size_hw[0] * size_hw[1]))
     for start in range(0, len(maps), step):
         yield start, _resized(maps[start : start + step], size_hw)
 
@@ -223,19 +248,28 @@ def _resized(maps: Tensor, size_hw: Size) -> Tensor:
     return interpolate(maps[None], size=size_hw, mode="bilinear", align_corners=False)[0]
 
 
-def _possible_winners(votes: Tensor) -> Tensor:
-    """The classes (M,) of votes (C, h, w) that can be the greatest anywhere after resizing, in their order.
+def _possible_winners(votes: NDArray) -> list[int]:
+    """The classes whose votes (C, h, w) can be the greatest anywhere after resizing, in their order.
 
-    A resized pixel lies between four neighbours, so a class that is below the smallest of some other class's four,
-    wherever it is, never wins. Most are.
+    A resized pixel lies between four neighbours, so a class that is everywhere below the smallest of some other class's
+    four never wins. In most images most classes are.
     """
     if min(votes.shape[1:]) == 1:
-        return torch.arange(len(votes), device=votes.device)
-    leaders = votes[(votes == votes.amax(0)).flatten(1).any(1)]
-    cells = (-max_pool2d(-leaders, 2, stride=1)).amax(0)  # what the winner has at least between four neighbours
-    bar = -max_pool2d(-cells[None], 2, stride=1, padding=1)[0]  # (h, w): the least of the cells around a neighbour
-    bar = bar - 1e-5 * bar.abs()  # resizing rounds
-    return (votes >= bar).flatten(1).any(1).nonzero()[:, 0]
+        return list(range(len(votes)))
+    greatest = votes.max(0)
+    sure = np.full((votes.shape[1] - 1, votes.shape[2] - 1), -np.inf, np.float32)  # what the winner has at least
+    for one in votes:
+        if (one == greatest).any():
+            np.maximum(sure, _least_of_four(one), out=sure)
+    bar = _least_of_four(np.pad(sure, 1, constant_values=np.inf))  # (h, w): of the four fields around each neighbour
+    bar -= 1e-5 * np.abs(bar)  # resizing rounds
+    return [k for k, one in enumerate(votes) if (one >= bar).any()]
+
+
+def _least_of_four(values: NDArray) -> NDArray:
+    """(h, w) -> (h - 1, w - 1)."""
+    rows = np.minimum(values[:-1], values[1:])
+    return np.minimum(rows[:, :-1], rows[:, 1:])
 
 
 def _number_segments(
@@ -253,7 +287,7 @@ def _number_segments(
     id_of_class: dict[int, int] = {}
     last = 0
     for k, (label, score) in enumerate(zip(kept.labels, kept.scores.tolist(), strict=True)):
-        if won[k] == 0 or areas[k] == 0 or not shares[k] > overlap_mask_area_threshold:
+        if won[k] == 0 or areas[k] == 0 or not float(shares[k]) > overlap_mask_area_threshold:
             continue
         if label not in id_of_class:
             last += 1
