@@ -332,9 +332,19 @@ class DetrConfig(PreTrainedConfig):
             old_keys = ("backbone", "use_timm_backbone", "backbone_kwargs")
             self._take_backbone(**{name: self.__dict__.pop(name, None) for name in old_keys})
         heads = ("encoder_attention_heads", "decoder_attention_heads")
-        sizes = ("num_queries", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim", "num_channels", "d_model", "mask_loss_points")
+        sizes = (
+            "num_queries",
+            "decoder_layers",
+            "encoder_ffn_dim",
+            "decoder_ffn_dim",
+            "num_channels",
+            "d_model",
+            "mask_loss_points",
+        )
         require_counts(self, (*sizes, *heads, "query_groups", "num_labels"), least=1)
-        require_counts(self, ("encoder_layers", "denoising_queries", "chunk_size_backbone", "chunk_size_masks"), least=0)
+        require_counts(
+            self, ("encoder_layers", "denoising_queries", "chunk_size_backbone", "chunk_size_masks"), least=0
+        )
         flags = ("encoder_auxiliary_loss", "auxiliary_loss", "freeze_backbone_norms", "dilation")
         flags += ("mask_loss_on_padding", "freeze_detector")
         require(self, flags, "True or False", lambda v: isinstance(v, bool))

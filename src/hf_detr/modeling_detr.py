@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from os import PathLike
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -60,8 +59,8 @@ class DetrModelOutput(Seq2SeqModelOutput):
         intermediate_hidden_states: (L, B, Q, D) states after each decoder layer, normed, with `auxiliary_loss`.
         cell_centres_xy: (B or 1, HW, 2) centres of the feature map's cells in [0, 1] of the visible image, -1 on
             padding; only in training with `encoder_auxiliary_loss`.
-        feature_maps: the backbone's maps but the last, finest first, then the projected one (B, D, H, W), where the model
-            was built for more than one.
+        feature_maps: the backbone's maps but the last, finest first, then that one projected (B, D, H, W), where the
+            model was built for more than one.
     """
 
     intermediate_hidden_states: Tensor | None = None
@@ -144,7 +143,7 @@ class DetrPreTrainedModel(PreTrainedModel):
         finally:
             loading_checkpoint.reset(token)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        if "DetrForSegmentation" in (model.config.architectures or ()) and "DetrForSegmentation" != cls.__name__:
+        if "DetrForSegmentation" in (model.config.architectures or ()) and cls.__name__ != "DetrForSegmentation":
             raise ValueError(
                 f"{args[0] if args else 'the checkpoint'} is of a DetrForSegmentation, whose weights have other names; "
                 "its detector is DetrForSegmentation.from_pretrained(...).detr."
@@ -498,8 +497,8 @@ class DetrModelWithClasses(DetrPreTrainedModel):
 
     @classmethod
     def from_original(cls, path: str | PathLike, config: DetrConfig | None = None) -> "DetrModelWithClasses":
-        """A model from a checkpoint of the original DETR (`detr-r50-e632da11.pth`, `detr-r50-panoptic-00ce5173.pth`), in
-        eval mode.
+        """A model from a checkpoint of the original DETR (`detr-r50-e632da11.pth`, `detr-r50-panoptic-00ce5173.pth`),
+        in eval mode.
 
         Args:
             path: the `.pth`. Only tensors and plain values are unpickled.
@@ -522,11 +521,12 @@ class DetrModelWithClasses(DetrPreTrainedModel):
             )
         return model.eval()
 
+
 class DetrForObjectDetection(DetrModelWithClasses):
     """DETR: for each object query a class or "no object", and a box (Carion et al., ECCV 2020).
 
-    With `labels` it returns the loss, matching included, so that a plain `Trainer` trains it. `num_feature_maps` is more
-    than 1 in `DetrForSegmentation`.
+    With `labels` it returns the loss, matching included, so that a plain `Trainer` trains it. `num_feature_maps` is
+    more than 1 in `DetrForSegmentation`.
     """
 
     def __init__(self, config: DetrConfig, num_feature_maps: int = 1):

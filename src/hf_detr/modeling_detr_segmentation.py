@@ -42,8 +42,8 @@ class DetrSegmentationOutput(ModelOutput):
     Attributes:
         loss: () the detector's loss and the masks'.
         loss_dict: its parts, with `loss_mask` (focal) and `loss_dice` of the last layer's masks.
-        pred_masks: (B, K, h, w) logits of the canvas's pixels, at about a quarter of its size; above 0 is on the object.
-            K is Q, unless `mask_threshold` or `mask_top_k` keep fewer. None in training with `labels`.
+        pred_masks: (B, K, h, w) logits over the canvas, at about a quarter of its size; above 0 is on the object. K
+            is Q, unless `mask_threshold` or `mask_top_k` keep fewer. None in training with `labels`.
         mask_queries: (B, K) int64, the query of each mask, where not all have one; -1 (and a mask of 0) where an image
             has fewer than K.
     """
@@ -79,8 +79,8 @@ class DetrForSegmentation(DetrModelWithClasses):
         channels = self.base_model.backbone.intermediate_channel_sizes
         if len(channels) != _NUM_MAPS:
             raise ValueError(
-                f"DetrForSegmentation takes {_NUM_MAPS} feature maps, the backbone gives {len(channels)}; name the last "
-                "four stages in backbone_config: out_indices of a timm network, out_features of a transformers one."
+                f"DetrForSegmentation takes {_NUM_MAPS} feature maps, the backbone gives {len(channels)}; name the "
+                "last four stages in backbone_config: out_indices of a timm network, out_features of another."
             )
         heads = config.encoder_attention_heads
         self.bbox_attention = AttentionMap(config.d_model, heads, config.init_xavier_std)
@@ -175,9 +175,10 @@ class DetrForSegmentation(DetrModelWithClasses):
     def _start_groups(self) -> None:
         self.detr._start_groups()
 
-    @property
-    def _keys_to_ignore_on_save(self) -> set[str]:
-        return {f"detr.{name}" for name in self.detr._keys_to_ignore_on_save}
+    def save_pretrained(self, *args, **kwargs):
+        """As for `DetrForObjectDetection`: training-only parts are left out."""
+        self._keys_to_ignore_on_save = {f"detr.{name}" for name in self.detr._keys_to_ignore_on_save}
+        return super().save_pretrained(*args, **kwargs)
 
     def forward(
         self,
@@ -204,13 +205,15 @@ class DetrForSegmentation(DetrModelWithClasses):
                 of the size of the image without its padding, or padded as the image.
             mask_threshold: decode only masks of queries whose best class has at least this probability.
             mask_top_k: decode at most so many masks of an image, those of the best queries.
-            pixel_values and others: see `DetrForObjectDetection.forward`; `inputs_embeds` have no maps to make masks of.
+            pixel_values and others: see `DetrForObjectDetection.forward`; `inputs_embeds` have no maps for masks.
 
         Raises:
             TypeError, ValueError: inputs or labels that do not fit; the message says where, and the remedy.
         """
         if inputs_embeds is not None:
-            raise ValueError("Masks are made of the backbone's maps, which inputs_embeds do not have; give pixel_values.")
+            raise ValueError(
+                "Masks are made of the backbone's maps, which inputs_embeds do not have; give pixel_values."
+            )
         if mask_top_k is not None and mask_top_k < 1:
             raise ValueError(f"mask_top_k={mask_top_k} must be at least 1, or None for all queries.")
         if labels is not None and pixel_values is not None and not isinstance(labels, Targets):
@@ -274,7 +277,9 @@ class DetrForSegmentation(DetrModelWithClasses):
             of_image = slice(image, image + 1)
             if len(chosen):
                 few = attention[of_image].index_select(1, chosen)
-                masks.append(self.mask_head(features[of_image], few, *(m[of_image] for m in maps), self._chunk_size())[0])
+                masks.append(
+                    self.mask_head(features[of_image], few, *(m[of_image] for m in maps), self._chunk_size())[0]
+                )
             else:
                 masks.append(features.new_zeros(0, *maps[-1].shape[-2:]))
         return masks
@@ -282,7 +287,7 @@ class DetrForSegmentation(DetrModelWithClasses):
     def _matched_masks(
         self, query: Tensor, sizes: tuple[int, ...], all_masks: Tensor | None, *inputs: Tensor
     ) -> Tensor:
-        """The masks (M, h, w) of the matched queries, image * Q + query (M,); one of any query where none is matched."""
+        """The masks (M, h, w) of the matched queries, image * Q + query (M,); that of any one where none is matched."""
         num_queries = inputs[1].shape[1]
         if not len(query):
             query, sizes = query.new_zeros(1), (1,)

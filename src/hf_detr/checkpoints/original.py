@@ -143,9 +143,7 @@ def _parts(weights: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], d
     return weights, mask_head
 
 
-def _read_config(
-    weights: dict[str, Tensor], arguments: dict[str, Any], path: Path, with_masks: bool
-) -> DetrConfig:
+def _read_config(weights: dict[str, Tensor], arguments: dict[str, Any], path: Path, with_masks: bool) -> DetrConfig:
     if arguments.get("pre_norm"):
         raise ValueError(f"{path}: trained with --pre_norm, an architecture that DetrConfig does not describe.")
     d_model = weights["input_proj.weight"].shape[0]

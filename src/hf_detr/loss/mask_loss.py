@@ -81,14 +81,10 @@ class MaskCriterion:
             logits, wanted, counted = self._compared(logits, wanted, counted)  # (M, P)
             focal, dice = _focal_and_dice(logits, wanted, counted)
             parts = {"loss_mask": focal.sum() / num_boxes + zero, "loss_dice": dice.sum() / num_boxes + zero}
-            weighted = (
-                self.mask_loss_coefficient * parts["loss_mask"] + self.dice_loss_coefficient * parts["loss_dice"]
-            )
+            weighted = self.mask_loss_coefficient * parts["loss_mask"] + self.dice_loss_coefficient * parts["loss_dice"]
             return weighted, parts
 
-    def _compared(
-        self, logits: Tensor, wanted: Tensor, counted: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _compared(self, logits: Tensor, wanted: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Predictions and targets at the same P locations."""
         canvas_hw, size_hw = wanted.shape[1:], logits.shape[1:]
         if self.resolution == "image":
@@ -104,9 +100,9 @@ class MaskCriterion:
         else:
             xy = torch.rand(len(logits), self.num_points, 2, device=logits.device, dtype=logits.dtype)
             grid = 2 * xy[:, None] - 1
-            logits = F.grid_sample(
-                logits[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False
-            )[:, 0, 0]  # as if it had been resized
+            logits = F.grid_sample(logits[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)[
+                :, 0, 0
+            ]  # as if it had been resized
             column, row = ((xy * xy.new_tensor((canvas_hw[1], canvas_hw[0]))).long()).unbind(-1)
             at = row.clamp(max=canvas_hw[0] - 1) * canvas_hw[1] + column.clamp(max=canvas_hw[1] - 1)
         return logits, wanted.flatten(1).gather(1, at), None if counted is None else counted.flatten(1).gather(1, at)

@@ -19,8 +19,8 @@ class Targets:
         boxes_cxcywh: (N, 4) float32, in [0, 1] of the visible image.
         image_index: (N,) int64, the image of each object.
         sizes: the number of objects of each of the B images, on the host.
-        masks: where they were asked for, B of (T, h, w) bool, True on the object; they lie at the top left of the canvas
-            and may end before it does, with the visible image.
+        masks: where they were asked for, B of (T, h, w) bool, True on the object; they lie at the top left of the
+            canvas and may end with the visible image.
     """
 
     class_labels: Tensor
@@ -123,14 +123,14 @@ def _check_masks(label: Mapping[str, Tensor], index: int, canvas_hw: tuple[int, 
     location, count = f"labels[{index}]['masks']", len(label["class_labels"])
     if "masks" not in label:
         raise ValueError(
-            f"labels[{index}] has no 'masks', only {sorted(label)}; annotations with a segmentation give them, or train "
+            f"labels[{index}] has no 'masks', only {sorted(label)}; segmentations give them, or train "
             "DetrForObjectDetection, which needs none."
         )
     masks = label["masks"]
     if not isinstance(masks, Tensor):
         raise TypeError(f"{location} must be a tensor, not {type(masks).__name__}.")
     if masks.is_floating_point() and masks.numel():
-        raise ValueError(f"{location} is {masks.dtype}: masks are 0 or 1, in a bool or integer dtype; compare with 0.5.")
+        raise ValueError(f"{location} is {masks.dtype}: masks are bool or whole numbers; compare them with 0.5.")
     if (masks.ndim != 3 or len(masks) != count) and not (masks.numel() == 0 and count == 0):
         raise ValueError(
             f"{location} must have the shape ({count}, height, width), one mask per class label, not "

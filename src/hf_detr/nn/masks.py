@@ -10,7 +10,7 @@ from .auxiliary import ExtraQueries
 
 
 def cells_on_image(pixel_mask: Tensor | None, height: int, width: int) -> Tensor | None:
-    """(B, image height, image width), 1 on image -> (B, height, width) bool, whether a cell of the feature map is on it;
+    """(B, image height, image width), 1 on image -> (B, height, width) bool, True for cells of the feature map on it;
     None for None."""
     if pixel_mask is None:
         return None
