@@ -181,7 +181,7 @@ class DetrConfig(PreTrainedConfig):
     query_groups: int = 1
     encoder_auxiliary_loss: bool = False
     chunk_size_backbone: int = 0
-    chunk_size_masks: int = 0
+    chunk_size_masks: int = 25
     mask_loss_resolution: str = "image"
     mask_loss_points: int = 12544
     mask_loss_on_padding: bool = False
