@@ -18,20 +18,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())) and not args.overwrite:
         raise ValueError(f"{args.output} exists and is not empty; name another folder, or pass --overwrite.")
-    from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor
+    from hf_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor
+    from hf_detr.checkpoints.original import has_masks
 
     config = None
     if args.config is not None:
         if not args.config.exists():
             raise ValueError(f"--config {args.config}: no such file or folder.")
         config = DetrConfig.from_pretrained(args.config)
-    model = DetrForObjectDetection.from_original(args.checkpoint, config)
+    model_class = DetrForSegmentation if has_masks(args.checkpoint) else DetrForObjectDetection
+    model = model_class.from_original(args.checkpoint, config)
     model.save_pretrained(args.output)
     DetrImageProcessor().save_pretrained(args.output)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     config = model.config
     print(
-        f"{args.output}: {config.backbone_config.backbone}{' DC5' if config.dilation else ''}, "
+        f"{args.output}: {model_class.__name__}, {config.backbone_config.backbone}{' DC5' if config.dilation else ''}, "
         f"{config.encoder_layers} + {config.decoder_layers} layers, {config.num_queries} queries, "
         f"{config.num_labels} classes, {parameters:,} parameters"
     )
