@@ -137,3 +137,19 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_an_undisturbed_
         ended = load_file(folder / "end" / "model.safetensors")
         for name, weight in expected.items():
             torch.testing.assert_close(ended[name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_checkpoint_holds_no_tensor_twice_and_no_optimizer_state_of_what_is_frozen(make_trainer, tmp_path):
+    detector = model()  # backbone stem and norms frozen
+    frozen = {name for name, parameter in detector.named_parameters() if not parameter.requires_grad}
+    trainer = make_trainer(detector, rows=scenes(6), recipe="fast", num_train_epochs=2)
+    trainer.train()
+    checkpoint = last_checkpoint(tmp_path / "run")
+    averaged, trained = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "training_weights"))
+    assert frozen
+    assert not frozen & trained.keys()
+    assert not any(name in averaged and tensor.equal(averaged[name]) for name, tensor in trained.items())
+    optimizer = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    shapes = [parameter.shape for parameter in detector.parameters() if parameter.requires_grad]
+    kept = [one["exp_avg"].shape for one in optimizer["state"].values()]
+    assert sorted(kept) == sorted(shapes)

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,25 @@ def not_negative(text: str) -> float:
     return value
 
 
+def batch_size(text: str) -> int | str:
+    """A whole number of at least 1, or "auto"."""
+    return text if text == "auto" else positive(text)
+
+
+def duration(text: str) -> str:
+    """A time such as 90s, 20m or 1h30m, as it stands; see `seconds_of`."""
+    if not seconds_of(text) > 0:
+        raise argparse.ArgumentTypeError(f"{text} is no time such as 90s, 20m or 1h30m.")
+    return text
+
+
+def seconds_of(text: str) -> float:
+    """The seconds of a time such as 90s, 20m or 1h30m; 0 for what is none."""
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(f"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text)
+    return sum(float(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0.0
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
@@ -51,16 +71,19 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text} is not a number.") from None
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> Any:
+def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> Any:
     """The data set and how to read it; returns the group, for what a command adds."""
     parser.add_argument(
-        "data", metavar="DATA", help="a folder or file (COCO, VOC, YOLO, save_to_disk, Parquet), or a name on the Hub"
+        "data",
+        metavar="DATA",
+        nargs=None if required else "?",
+        help="a folder or file (COCO, VOC, YOLO, save_to_disk, Parquet), or a name on the Hub",
     )
     group = parser.add_argument_group("reading the data")
     group.add_argument(
         "--format", default="auto", metavar="NAME", help="coco, voc, yolo, saved, hub, or auto (default): find out"
     )
-    group.add_argument("--image-dir", type=Path, metavar="DIR", help="where the pictures of a COCO file are")
+    group.add_argument("--image-dir", type=Path, metavar="DIR", help="where the images of a COCO file are")
     group.add_argument(
         "--class-names", nargs="+", metavar="NAME", help="names of the classes in order, where the source has numbers"
     )
@@ -101,5 +124,5 @@ def add_running_arguments(parser: Any, batch_size: int = 4) -> None:
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto (default): the fastest here")
     parser.add_argument(
-        "--threads", type=positive, default=4, metavar="N", help="that read pictures while the model works (default 4)"
+        "--threads", type=positive, default=4, metavar="N", help="that read images while the model works (default 4)"
     )

@@ -116,7 +116,7 @@ def _facts(
             "epochs": f"{epochs:g} ({steps:,} steps)",
             "images a step": args.batch_size * args.gradient_accumulation * settings.world_size,
             "optimizer": f"AdamW, weight decay {args.weight_decay:g}, gradients clipped at {args.clip:g}",
-            "learning rate": settings.told_rates,
+            "learning rate": settings.rates_text,
             "schedule": "constant" if settings.lr_drop_at is None else f"/ 10 after {settings.lr_drop_at:.2f} of it",
             "augmentation": args.augment,
             "image size": ", ".join(f"{name} {value}" for name, value in dict(trainer.processing_class.size).items()),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,31 @@ def check_run_folder(args: argparse.Namespace) -> None:
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"--resume: {folder} holds no run ({SETTINGS}); start without --resume.")
     before = read_json_object(folder / SETTINGS)
+    _take_decisions(args, before)
     changed = [
         f"{name} was {before.get(name)!r}, now {value!r}"
         for name, value in settings_of(args).items()
-        if name not in _MAY_CHANGE and before.get(name) != value
+        if name not in _MAY_CHANGE and before.get(name, value) != value
     ]
     if changed:
         raise ValueError(f"--resume: another command than the run's ({'; '.join(changed)}); give the same arguments.")
 
 
+def _take_decisions(args: argparse.Namespace, before: dict[str, Any]) -> None:
+    """What the run was left to decide for itself, it has decided for good."""
+    if args.batch_size == "auto":
+        args.batch_size = before.get("batch_size")
+    if args.time_limit is not None:
+        args.max_steps = args.max_steps or before.get("max_steps")
+        args.stop_after = args.stop_after or before.get("stop_after")
+
+
 def write_settings(args: argparse.Namespace) -> None:
-    """Keeps the settings for a later --resume."""
+    """Keeps the settings for a later --resume, and for --config. Whole, or as they were."""
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / SETTINGS).write_text(json.dumps(settings_of(args), indent=2) + "\n", encoding="utf-8")
+    unfinished = args.output / f"{SETTINGS}.{os.getpid()}"
+    unfinished.write_text(json.dumps(settings_of(args), indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(args.output / SETTINGS)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -44,5 +57,5 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(args).items()
-        if name not in ("command", "command_line", "resume")
+        if name not in ("command", "command_line", "config", "resume")
     }

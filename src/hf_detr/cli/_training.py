@@ -1,15 +1,16 @@
-"""The parts of `hf-detr train`: data, model, trainer, and what Ctrl-C does."""
+"""The parts of `hf-detr train`: data, model and trainer."""
 
 import argparse
+import copy
 import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from tqdm import tqdm
+from transformers import PrinterCallback, TrainerCallback, integrations
 
 from hf_detr.configuration_detr import DetrConfig
 from hf_detr.data.checks import check_dataset
@@ -19,9 +20,17 @@ from hf_detr.data.schema import id2label
 from hf_detr.data.transform import DetectionTransform, transform_dataset
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.modeling_detr import DetrForObjectDetection
-from hf_detr.training import DetrTrainer, DetrTrainingArguments
+from hf_detr.training import DetrTrainer, DetrTrainingArguments, TimeLimit
+from hf_detr.training.recipes import MODEL_SETTINGS, apply_recipe
 
-from ._running import is_quicker_in_bf16, load_processor, one_line, progress_bar
+from ._arguments import seconds_of
+from ._batch_size import LARGEST, ON_CPU, find_batch_size
+from ._callbacks import UNPLANNED
+from ._run_settings import write_settings
+from ._running import choose_device, is_quicker_in_bf16, load_processor, one_line
+
+# Images of predictions.png.
+_NUM_DRAWN = 9
 
 
 @dataclass
@@ -132,88 +141,60 @@ def _fresh_model(args: argparse.Namespace, names: dict[int, str]) -> DetrForObje
         ) from error
 
 
-class Stopped(Exception):
-    """The training was asked to stop, and has written a checkpoint."""
+def check_reporter(name: str) -> None:
+    """Raises ValueError where the package that Transformers reports by is missing."""
+    if name != "none" and not getattr(integrations, f"is_{name}_available")():
+        raise ValueError(f"--report-to {name}: the package is not installed; pip install {name}, or take another.")
 
 
-class Interruption(TrainerCallback):
-    """Ctrl-C, or the SIGTERM of a cluster, becomes a checkpoint after the step at hand; a second one stops at once."""
+def make_time_limit(args: argparse.Namespace, splits: Splits, used_s: float) -> TimeLimit:
+    """What ends the training in time for what comes after it, and keeps in the run folder what it decides."""
 
-    def __init__(self):
-        self.asked = False
-        self._before: dict[int, Any] = {}
-        self._process = os.getpid()
+    def keep(limit: TimeLimit) -> None:
+        args.max_steps, args.stop_after = limit.steps, limit.stop_at
+        if int(os.environ.get("RANK", "0")) == 0:
+            write_settings(args)
+            if limit.stop_at is None:
+                tqdm.write(f"--time-limit {args.time_limit}: {limit.steps:,} steps, of {limit.step_s:.2g} s each")
 
-    def __enter__(self) -> "Interruption":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if os.getpid() != self._process:
-            return  # a data loader's worker: the training decides
-        self.asked = True
-        self.__exit__()
-        print("\nstopping: writing a checkpoint after this step; once more to stop at once without one", flush=True)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Asks for a checkpoint, unless the epoch ends here and writes one after its evaluation."""
-        steps_an_epoch = round(state.max_steps / args.num_train_epochs)
-        if self.asked and state.global_step % steps_an_epoch and state.global_step < state.max_steps:
-            control.should_save, control.should_evaluate = True, False
-
-    def on_save(self, args, state, control, **kwargs):
-        """Stops once the checkpoint is on the disk."""
-        if self.asked and state.global_step < state.max_steps:
-            raise Stopped(f"stopped after step {state.global_step:,} of {state.max_steps:,}; a checkpoint is written.")
+    after = len(splits.test) + _NUM_DRAWN
+    decided = {"steps": args.max_steps, "stop_at": args.stop_after}
+    return TimeLimit(
+        seconds_of(args.time_limit), len(splits.validation), after, used_s=used_s, on_decision=keep, **decided
+    )
 
 
-class OneBar(TrainerCallback):
-    """One bar for the whole training, with the last loss and AP."""
+def decide_batch_size(
+    args: argparse.Namespace, model: DetrForObjectDetection, processor: DetrImageProcessor, train: Dataset
+) -> int:
+    """The most images a step that fit, but not more than there are. Raises ValueError for several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--batch-size auto: their memories may differ, so name a number for several processes.")
+    device, found = choose_device(args.device), min(ON_CPU, len(train))
+    if device.type != "cpu":
+        precision = _precision(args, model, device.type == "cuda")
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
+        # an upright image beside a wide one is padded to a square of the longest edge
+        edge = max(edge for edge in dict(processor.size).values() if edge)
+        most = max(len(objects["bbox"]) for objects in train.select_columns("objects")["objects"])
+        with torch.random.fork_rng(device_type=device.type):
+            attempt = copy.deepcopy(model)
+            apply_recipe(attempt, args.recipe, **{name: getattr(args, name, None) for name in MODEL_SETTINGS})
+            found = find_batch_size(attempt, (edge, edge), most, device, dtype, min(LARGEST, len(train)))
+    print(f"--batch-size auto: {found}\n")
+    return found
 
-    def __init__(self):
-        self.bar, self.seen = None, {}
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            self.bar = progress_bar(state.max_steps, "train", "step")
-            self.bar.update(state.global_step)
-            self.bar.unpause()  # what an earlier run did is not this one's speed
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.bar:
-            self.bar.set_description("train", refresh=False)
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_prediction_step(self, args, state, control, **kwargs):
-        if self.bar:
-            self.bar.set_description("evaluate", refresh=False)
-            self.bar.update(0)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        shown = {"loss": "loss", "eval_map": "AP", "eval_map_50": "AP50"}
-        self.seen |= {shown[name]: f"{value:.3f}" for name, value in (logs or {}).items() if name in shown}
-        if self.bar:
-            self.bar.set_postfix({"epoch": f"{state.epoch or 0:.1f}", **self.seen})
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.close()
-
-    def close(self) -> None:
-        """Ends the bar where it stands."""
-        if self.bar:
-            self.bar.close()
-            self.bar = None
+def _precision(args: argparse.Namespace, model: DetrForObjectDetection, on_gpu: bool) -> str:
+    if args.precision != "auto":
+        return args.precision
+    return "bf16" if is_quicker_in_bf16(model, on_gpu) else "fp32"
 
 
 def default_workers(on_gpu: bool) -> int:
     """How many processes load images for each that trains.
 
-    A worker makes some dozens of pictures a second: many times what a CPU trains on, a fraction of what a GPU does.
+    A worker makes some dozens of images a second: many times what a CPU trains on, a fraction of what a GPU does.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -226,17 +207,17 @@ def make_trainer(
     processor: DetrImageProcessor,
     splits: Splits,
     callbacks: list[TrainerCallback],
+    is_over: bool = False,
 ) -> DetrTrainer:
-    """A DetrTrainer with these settings."""
+    """A DetrTrainer with these settings; `is_over`: its training does nothing but load a checkpoint and end."""
     on_gpu = args.device != "cpu" and torch.cuda.is_available()
-    precision = args.precision
-    if precision == "auto":
-        precision = "bf16" if is_quicker_in_bf16(model, on_gpu) else "fp32"
+    precision = _precision(args, model, on_gpu)
     images = args.batch_size * args.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
     steps = -(-len(splits.train) // images)  # an epoch
     settings = DetrTrainingArguments(
         output_dir=str(args.output),
-        num_train_epochs=args.epochs,
+        num_train_epochs=0 if is_over else args.epochs or UNPLANNED,
+        max_steps=-1 if is_over else args.max_steps or -1,
         per_device_train_batch_size=args.batch_size,
         per_device_eval_batch_size=args.batch_size,
         gradient_accumulation_steps=args.gradient_accumulation,
@@ -247,10 +228,13 @@ def make_trainer(
         max_grad_norm=args.clip,
         lr_drop_at=args.lr_drop_at if 0 < args.lr_drop_at < 1 else None,
         recipe=args.recipe,
+        denoising_queries=args.denoising_queries,
+        query_groups=args.query_groups,
         ema_decay=args.ema,
         early_stopping_patience=args.patience,
         **({} if args.eval_every == 1 else {"eval_strategy": "steps", "eval_steps": steps * args.eval_every}),
         **({} if args.eval_every == 1 else {"save_strategy": "steps", "save_steps": steps * args.eval_every}),
+        save_total_limit=args.save_total_limit,
         on_bad_box=args.on_bad_box,
         group_by_aspect_ratio=True,
         seed=args.seed,
@@ -260,7 +244,8 @@ def make_trainer(
         dataloader_num_workers=default_workers(on_gpu) if args.workers is None else args.workers,
         dataloader_pin_memory=on_gpu,
         logging_steps=min(50, steps),
-        report_to="none",
+        report_to=args.report_to,
+        run_name=args.output.resolve().name,
         disable_tqdm=True,
     )
     augment = None if args.augment == "none" else args.augment

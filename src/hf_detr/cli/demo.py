@@ -1,6 +1,6 @@
 """`hf-detr demo`: fine-tunes the small checkpoint of this package on classes it has never seen, in a few minutes.
 
-Everything is what `hf-detr train` does with a folder of one's own; only the pictures are generated first.
+Everything is what `hf-detr train` does with a folder of one's own; only the images are generated first.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from ._arguments import counting, positive
 PASSES = 0.8  # AP50 on unseen scenes; below it something is broken
 
 _EPILOG = """\
-The run folder holds what `hf-detr train` leaves, and the generated pictures in data/. If AP50 ends below 0.8, the exit
+The run folder holds what `hf-detr train` leaves, and the generated images in data/. If AP50 ends below 0.8, the exit
 code is 1.
 """
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `hf-detr demo`."""
     parser.epilog = _EPILOG
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="the run folder")
-    parser.add_argument("--scenes", type=positive, default=600, metavar="N", help="generated pictures to train on")
+    parser.add_argument("--scenes", type=positive, default=600, metavar="N", help="generated images to train on")
     parser.add_argument("--epochs", type=positive, default=15, metavar="N", help="passes over them")
     parser.add_argument("--seed", type=counting, default=0, metavar="N", help="of scenes, weights and order")
 

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -9,12 +10,15 @@ from ._arguments import (
     above_zero,
     add_data_arguments,
     add_policy_arguments,
+    batch_size,
     counting,
     data_options,
+    duration,
     fraction,
     not_negative,
     positive,
 )
+from ._config_file import with_config
 from ._run_settings import check_run_folder, write_settings
 from ._sources import check_data_source, check_model_source
 
@@ -22,18 +26,24 @@ _CHECKPOINT = "facebook/detr-resnet-50"
 _EPILOG = """\
 The run folder gets the model and its processor (for from_pretrained, pipeline and the other commands), metrics.json,
 curves.png, predictions.png, README.md (the model card), and checkpoints. Ctrl-C writes a checkpoint and stops; the same
-command with --resume goes on from there, as it does after a crash.
+command with --resume goes on from there, as it does after a crash. run.json has every option of the run, for --config.
 """
+_REPORTERS = ("tensorboard", "wandb", "trackio", "mlflow")
+_EARLIEST_DROP = 0.2  # of a training with a time limit, whose length is known after a tenth of it
 # What shapes a fresh model alone, with the paper's numbers.
 _FRESH = {"d_model": 256, "heads": 8, "ffn_dim": 2048, "encoder_layers": 6, "decoder_layers": 6, "output_stride": 32}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    parser.add_argument("--output", type=Path, required=True, metavar="RUN", help="the run folder")
+    parser.add_argument("--output", type=Path, metavar="RUN", help="the run folder (required, here or in --config)")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE",
+        help="YAML or JSON with any of these options, such as 'batch_size: 8'; the command line goes before it",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the run folder")
 
-    data = add_data_arguments(parser)
+    data = add_data_arguments(parser, required=False)
     add_policy_arguments(data)
     data.add_argument("--no-check", action="store_true", help="do not look for problems in all of the data first")
     data.add_argument(
@@ -56,8 +66,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         model.add_argument(flag, default=value, help=f"of a fresh model (default {value})", **kinds)
 
     training = parser.add_argument_group("training (defaults are the paper's)")
-    training.add_argument("--epochs", type=positive, metavar="N", help="default: 50, or 300 for a fresh model")
-    training.add_argument("--batch-size", type=positive, default=4, metavar="N", help="images a step (default 4)")
+    training.add_argument(
+        "--epochs", type=positive, metavar="N",
+        help="default: 50, or 300 for a fresh model; with --time-limit or --max-steps as many as fit",
+    )  # fmt: skip
+    training.add_argument("--max-steps", type=positive, metavar="N", help="the whole training, in place of --epochs")
+    training.add_argument(
+        "--time-limit", type=duration, metavar="TIME",
+        help="such as 90s, 20m or 1h30m: as many steps as fit, decided once, with evaluation and writing at the end",
+    )  # fmt: skip
+    training.add_argument(
+        "--stop-after", type=positive, metavar="N", help="of --max-steps, as a --time-limit did that ran out (run.json)"
+    )
+    training.add_argument(
+        "--batch-size", type=batch_size, default=4, metavar="N",
+        help="images a step (default 4); auto: the most that fit, at most 16 on a GPU, 4 on a CPU",
+    )  # fmt: skip
     training.add_argument("--gradient-accumulation", type=positive, default=1, metavar="K", help="batches a step")
     training.add_argument("--learning-rate", type=above_zero, default=1e-4, metavar="LR", help="default 1e-4")
     training.add_argument(
@@ -73,14 +97,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--clip", type=above_zero, default=0.1, metavar="NORM", help="of the gradient (default 0.1)")
     training.add_argument(
         "--recipe", choices=("paper", "fast"), default="fast",
-        help="fast (default): help in training that leaves a plain DETR; paper: none of it",
+        help="fast (default): training-only parts that leave a plain DETR; paper: none",
     )  # fmt: skip
+    training.add_argument(
+        "--denoising-queries", type=counting, metavar="N", help="noised copies of each target (default: the recipe's)"
+    )
+    training.add_argument(
+        "--query-groups", type=positive, metavar="N", help="groups of queries that train (default: the recipe's)"
+    )
     training.add_argument(
         "--ema", type=fraction, metavar="DECAY", help="average the weights, such as 0.9997; 0: not, whatever the recipe"
     )
     training.add_argument(
         "--eval-every", type=positive, default=1, metavar="EPOCHS", help="evaluate and write a checkpoint (default 1)"
     )
+    training.add_argument(
+        "--save-total-limit", type=positive, default=2, metavar="N",
+        help="checkpoints to keep (default 2); the best and the last are kept in any case",
+    )  # fmt: skip
     training.add_argument("--patience", type=positive, metavar="N", help="stop when AP has not grown for N evaluations")
     training.add_argument("--augment", choices=("paper", "none"), default="paper", help="flips, sizes and crops")
     training.add_argument(
@@ -99,6 +133,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes that load images (default: 2 for a CPU, up to 8 for a GPU, as there are cores)",
     )  # fmt: skip
 
+    training.add_argument(
+        "--report-to", choices=("none", *_REPORTERS), default="none",
+        help="send the log there as well, by Transformers' own integration (default none)",
+    )  # fmt: skip
+
     card = parser.add_argument_group("publishing")
     card.add_argument("--license", default="apache-2.0", metavar="ID", help="for the model card (default apache-2.0)")
     card.add_argument(
@@ -107,6 +146,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.config is not None:
+        args = with_config(args, add_arguments)
     _check_together(args)
     check_data_source(args.data)
     if args.model:
@@ -118,25 +159,43 @@ def run(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     """The run itself, with arguments that are known to go together."""
     from hf_detr.training import last_checkpoint
+    from hf_detr.training.checkpoint_folders import is_finished
 
+    from ._callbacks import Interruption, OneBar, Stopped
     from ._process_memory import keep_freed_memory
     from ._run_folder import write_run_folder
     from ._running import choose_device, quiet_libraries
-    from ._training import Interruption, OneBar, Stopped, build_model, load_splits, make_trainer, print_report
+    from ._training import (
+        build_model,
+        check_reporter,
+        decide_batch_size,
+        load_splits,
+        make_time_limit,
+        make_trainer,
+        print_report,
+    )
 
+    begun = time.monotonic()
     quiet_libraries()
+    check_reporter(args.report_to)
     if choose_device(args.device).type == "cpu":
         keep_freed_memory()
     checkpoint = last_checkpoint(args.output) if args.resume else None
     if args.resume and checkpoint is None:
         print(f"{args.output} has no checkpoint yet: the run starts anew\n")
+    is_over = checkpoint is not None and is_finished(checkpoint, None if args.max_steps else args.epochs)
     report = None if args.no_check else print_report(args, data_options(args))
     splits = load_splits(args, data_options(args))
     model, processor = build_model(args, splits.train, checkpoint)
+    if args.batch_size == "auto":
+        args.batch_size = decide_batch_size(args, model, processor, splits.train)
     if not checkpoint:
         write_settings(args)
     interruption, bar = Interruption(), OneBar()
-    trainer = make_trainer(args, model, processor, splits, [interruption, bar])
+    callbacks = [interruption, bar]
+    if args.time_limit is not None:
+        callbacks.append(make_time_limit(args, splits, time.monotonic() - begun))
+    trainer = make_trainer(args, model, processor, splits, callbacks, is_over)
     try:
         with interruption, closing(bar):
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -150,6 +209,9 @@ def train(args: argparse.Namespace) -> int:
 
 def _check_together(args: argparse.Namespace) -> None:
     """Fills in what depends on other arguments. Raises ValueError for what does not go together."""
+    for name, words in (("data", "DATA"), ("output", "--output RUN")):
+        if getattr(args, name) is None:
+            raise ValueError(f"{words} is missing; name it here or in a --config file.")
     if args.backbone is None:
         shaping = [f"--{name.replace('_', '-')}" for name, value in _FRESH.items() if getattr(args, name) != value]
         shaping += ["--pretrained-backbone"] if args.pretrained_backbone else []
@@ -158,7 +220,15 @@ def _check_together(args: argparse.Namespace) -> None:
         args.model = args.model or _CHECKPOINT
     elif args.model:
         raise ValueError("--model is a whole detector with its backbone; leave out one of --model and --backbone.")
-    args.epochs = args.epochs or (300 if args.backbone else 50)
+    if args.epochs is None and args.time_limit is None and args.max_steps is None:
+        args.epochs = 300 if args.backbone else 50
+    if args.time_limit is not None and 0 < args.lr_drop_at < _EARLIEST_DROP:
+        raise ValueError(
+            f"--lr-drop-at {args.lr_drop_at:g} with --time-limit: the length of the run is not known so early; give at "
+            f"least {_EARLIEST_DROP:g}."
+        )
+    if args.stop_after is not None and args.time_limit is None:
+        raise ValueError("--stop-after repeats a run with --time-limit; give that as well, or --max-steps alone.")
     if args.backbone_learning_rate is None:
         # random weights have as far to go as the rest
         random = args.backbone and not args.pretrained_backbone

@@ -5,4 +5,5 @@ from .arguments import DetrTrainingArguments as DetrTrainingArguments
 from .checkpoint_folders import last_checkpoint as last_checkpoint
 from .metric import CocoMetric as CocoMetric
 from .optimizer import parameter_groups as parameter_groups
+from .time_limit import TimeLimit as TimeLimit
 from .trainer import DetrTrainer as DetrTrainer

@@ -22,7 +22,7 @@ class DetrTrainingArguments(TrainingArguments):
     `load_best_model_at_end` is turned off.
 
     Fields of this class:
-        recipe: "paper", or "fast" for the best combination of training-only help that was measured (docs/results.md);
+        recipe: "paper", or "fast" for the best combination of training-only parts that was measured (docs/results.md);
             None leaves the model as its configuration says. What it sets, the fields below can set otherwise.
         denoising_queries, query_groups, encoder_auxiliary_loss: as in `DetrConfig`; None: as the recipe says.
         backbone_learning_rate: of all parameters of the backbone that train.
@@ -40,8 +40,8 @@ class DetrTrainingArguments(TrainingArguments):
         on_bad_image: what to do with images that are missing, damaged or not of the size their row says: "error" when
             one is read, or "drop" before the first step, with a count; for that all images are opened, and those found
             good are remembered in the user's cache.
-        group_by_aspect_ratio: batches of pictures of like shape, so that less is padded; the data set needs the columns
-            width and height. Alike are the pictures as they will be after augmentation, in ratio and size, if every
+        group_by_aspect_ratio: batches of images of like shape, so that less is padded; the data set needs the columns
+            width and height. Alike are the images as they will be after augmentation, in ratio and size, if every
             augmentation tells that beforehand, as the paper's does (`DetectionTransform.tells_final_hw`); else only
             the ratios before it.
         eval_score_threshold: detections below it do not count for AP; 0, as COCO has it, keeps all.
@@ -70,7 +70,7 @@ class DetrTrainingArguments(TrainingArguments):
     early_stopping_threshold: float = field(default=0.0, metadata={"help": "By how much AP must be better."})
     on_bad_box: str = field(default="error", metadata={"help": f"One of {', '.join(ON_BAD_BOX[:3])}."})
     on_bad_image: str = field(default="error", metadata={"help": f"One of {', '.join(ON_BAD_IMAGE)}."})
-    group_by_aspect_ratio: bool = field(default=False, metadata={"help": "Batches of pictures of like shape."})
+    group_by_aspect_ratio: bool = field(default=False, metadata={"help": "Batches of images of like shape."})
 
     eval_strategy: str = field(default="epoch", metadata={"help": "When to compute COCO AP."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
@@ -103,10 +103,10 @@ class DetrTrainingArguments(TrainingArguments):
         return class_head_rate_of(self.recipe, self.learning_rate, self.class_head_learning_rate)
 
     @property
-    def told_rates(self) -> str:
-        """The learning rates, for a reader."""
-        told = f"{self.learning_rate:g}, backbone {self.backbone_learning_rate:g}"
-        return told if self.class_head_rate is None else f"{told}, class head {self.class_head_rate:g}"
+    def rates_text(self) -> str:
+        """The learning rates in words, for cards."""
+        rates = f"{self.learning_rate:g}, backbone {self.backbone_learning_rate:g}"
+        return rates if self.class_head_rate is None else f"{rates}, class head {self.class_head_rate:g}"
 
     def __post_init__(self):
         _check(self)

@@ -27,5 +27,14 @@ def is_whole(checkpoint: str | Path) -> bool:
     return True
 
 
+def is_finished(checkpoint: str | Path, epochs: float | None = None) -> bool:
+    """Whether the training ended with this whole checkpoint: by its steps, a time limit or early stopping. With
+    `epochs`, whether one of so many epochs would have."""
+    state = json.loads((Path(checkpoint) / _LAST_WRITTEN).read_text(encoding="utf-8"))
+    control = state.get("stateful_callbacks", {}).get("TrainerControl", {})
+    stopped = control.get("args", {}).get("should_training_stop", False)
+    return stopped and (epochs is None or epochs <= state["num_train_epochs"])
+
+
 def _number(path: Path) -> re.Match | None:
     return re.fullmatch(r"checkpoint-(\d+)", path.name) if path.is_dir() else None

@@ -1,6 +1,6 @@
 """Two ways to train the same DETR: as in the paper, and with everything found to make it converge sooner.
 
-Neither changes what the model computes at inference: both leave a plain DETR. What each help is worth was measured; see
+Neither changes what the model computes at inference: both leave a plain DETR. What each part is worth was measured; see
 docs/results.md.
 """
 
@@ -35,23 +35,23 @@ RECIPES = {
 MODEL_SETTINGS = ("denoising_queries", "query_groups", "encoder_auxiliary_loss")
 
 
-def apply_recipe(model: nn.Module, recipe: str | None, **wishes: Any) -> dict[str, Any]:
-    """Sets the model's training-only help: by `wishes` (names of `MODEL_SETTINGS`; None: not wished) before the recipe
+def apply_recipe(model: nn.Module, recipe: str | None, **overrides: Any) -> dict[str, Any]:
+    """Sets the model's training-only parts: by `overrides` (names of `MODEL_SETTINGS`; None: none) before the recipe
     before what its configuration says. Call it before the optimizer is made. Returns what holds now.
 
-    Raises ValueError for unknown recipes and impossible numbers, TypeError for a model without such help that should
+    Raises ValueError for unknown recipes and impossible numbers, TypeError for a model without such parts that should
     have some.
     """
     if recipe is not None and recipe not in RECIPES:
         raise ValueError(f"recipe={recipe!r} is none of {', '.join(map(repr, RECIPES))}, or None for the model's own.")
     wanted = {} if recipe is None else {name: getattr(RECIPES[recipe], name) for name in MODEL_SETTINGS}
-    wanted |= {name: value for name, value in wishes.items() if value is not None}
+    wanted |= {name: value for name, value in overrides.items() if value is not None}
     config = model.config
     if not hasattr(model, "set_training_only"):
         asked = {name: value for name, value in wanted.items() if value != getattr(Recipe(), name)}
         if asked:
             raise TypeError(
-                f"{type(model).__name__} has no help in training, so {asked} cannot be; use recipe='paper'."
+                f"{type(model).__name__} has no training-only parts, so {asked} cannot be; use recipe='paper'."
             )
         return {}
     if any(getattr(config, name) != value for name, value in wanted.items()):
@@ -60,15 +60,15 @@ def apply_recipe(model: nn.Module, recipe: str | None, **wishes: Any) -> dict[st
 
 
 def averages_weights(recipe: str | None, ema_decay: float | None) -> bool:
-    """Whether a moving average is kept: as the user wishes (0 for none), else as the recipe says."""
+    """Whether a moving average is kept: `ema_decay` (0 for none) overrides the recipe."""
     if ema_decay is not None:
         return ema_decay > 0
     return recipe is not None and RECIPES[recipe].averages
 
 
-def class_head_rate_of(recipe: str | None, learning_rate: float, wish: float | None = None) -> float | None:
-    """The class head's learning rate: `wish` before what the recipe says; None where it is that of the rest."""
-    if wish is not None:
-        return wish
+def class_head_rate_of(recipe: str | None, learning_rate: float, override: float | None = None) -> float | None:
+    """The class head's learning rate: `override` before what the recipe says; None where it is that of the rest."""
+    if override is not None:
+        return override
     factor = 1.0 if recipe is None else RECIPES[recipe].class_head_rate
     return None if factor == 1 else factor * learning_rate

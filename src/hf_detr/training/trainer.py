@@ -311,9 +311,10 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         constant = self.args.lr_scheduler_type in ("constant", "constant_with_warmup")
         if self.lr_scheduler is None and constant and self.args.lr_drop_at is not None:
             warmup = self.args.get_warmup_steps(num_training_steps)
-            drop = round(num_training_steps * self.args.lr_drop_at)
 
             def factor(step: int) -> float:
+                # the length of the run as it is now: a callback such as TimeLimit may have made it less
+                drop = round((self.state.max_steps or num_training_steps) * self.args.lr_drop_at)
                 return min(1.0, (step + 1) / (warmup + 1)) * (0.1 if step >= drop else 1.0)
 
             optimizer = self.optimizer if optimizer is None else optimizer

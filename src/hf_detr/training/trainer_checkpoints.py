@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoints.card_facts import base_of, card_facts
 from ..checkpoints.model_card import model_card
@@ -30,8 +30,11 @@ class CheckpointMixin:
         is_averaged, training_only = self._average is not None, getattr(self.model, "training_only", None)
         if self.args.should_save and (is_averaged or training_only is not None):
             part, file = (self.model, TRAINED_WEIGHTS) if is_averaged else (training_only, TRAINING_ONLY)
-            weights = {name: tensor.contiguous() for name, tensor in part.state_dict().items()}
-            save_file(weights, Path(output_dir) / file)
+            weights = part.state_dict()
+            if is_averaged:  # frozen weights and buffers are in model.safetensors
+                known = self._average.model.state_dict()
+                weights = {name: one for name, one in weights.items() if not _is_known(name, one, known)}
+            save_file({name: one.contiguous() for name, one in weights.items()}, Path(output_dir) / file)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -48,7 +51,13 @@ class CheckpointMixin:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._average is not None:
             self._average.restart(self.model)
-            self.model.load_state_dict(load_file(trained))
+            keys = self.model.load_state_dict(load_file(trained), strict=False)  # the others are as averaged
+            other = [*keys.unexpected_keys, *(name for name in keys.missing_keys if name.startswith("training_only."))]
+            if other:
+                raise ValueError(
+                    f"{resume_from_checkpoint} was saved with other training-only parameters ({other[0]}); resume with "
+                    "the same recipe."
+                )
         elif training_only is not None:
             training_only.load_state_dict(load_file(saved))
 
@@ -71,7 +80,7 @@ class CheckpointMixin:
                 "started from": started_from,
                 "epochs": f"{self.state.epoch or 0:g} ({self.state.global_step:,} steps)",
                 "images a step": self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
-                "learning rate": args.told_rates,
+                "learning rate": args.rates_text,
                 "weight decay": f"{args.weight_decay:g}",
                 "gradients clipped at": f"{args.max_grad_norm:g}",
                 "seed": args.seed,
@@ -82,3 +91,8 @@ class CheckpointMixin:
             if self.state.best_model_checkpoint:
                 facts["evaluation"]["selection_split"] = "evaluation"
         Path(args.output_dir, "README.md").write_text(model_card(facts), encoding="utf-8")
+
+
+def _is_known(name: str, tensor: Tensor, averaged: dict[str, Tensor]) -> bool:
+    """Whether model.safetensors, which holds the average, has this tensor bit for bit."""
+    return not name.startswith("training_only.") and tensor.is_floating_point() and tensor.equal(averaged[name])
