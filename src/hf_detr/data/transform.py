@@ -104,8 +104,20 @@ def transform_dataset(dataset: Any, transform: DetectionTransform) -> Any:
     if isinstance(dataset, IterableDataset):
         kept = () if transform.augment else TARGET_COLUMNS
         columns = [name for name in undecoded.features or undecoded._resolve_features().features if name not in kept]
-        return undecoded.map(transform, batched=True, batch_size=1, remove_columns=columns)
+        return undecoded.map(_OfOneRow(transform), remove_columns=columns)
     raise TypeError(f"expected a datasets object, got {type(dataset).__name__}; use load_detection_dataset.")
+
+
+class _OfOneRow:
+    """A transform for `IterableDataset.map`, not batched: `datasets` resumes a batch by mapping all of it again, which
+    would draw random numbers twice."""
+
+    def __init__(self, transform: DetectionTransform):
+        self.transform = transform
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        batch = self.transform({name: [value] for name, value in row.items()})
+        return {name: value for name, [value] in batch.items()}
 
 
 def _augmentations(augment: Any, size: dict[str, int | None]) -> list[Augment]:

@@ -1,8 +1,8 @@
 """Batches of a stream, pass after pass: each row once a pass, and after a resume the next row, not the first.
 
 The position in the stream travels with each batch, so that what workers have read ahead does not count as trained on.
-It is `datasets`' own `state_dict` of each worker's share. A shuffle buffer is not in that state (`datasets` says so):
-where there is one, a resumed run reads the pass again up to its position.
+It is `datasets`' own `state_dict` of each worker's share. A shuffle buffer is not in that state (`datasets` says so),
+nor are the random numbers of a map in batches: where there is one, a resumed run reads the pass again up to there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -174,7 +174,7 @@ class _Reader(torch.utils.data.IterableDataset):
         if state is None:
             for _ in range(number):  # again, to the position
                 next(rows)
-        tells_state = hasattr(self.stream, "load_state_dict") and not _has_shuffle_buffer(self.stream)
+        tells_state = hasattr(self.stream, "load_state_dict") and _state_is_all(self.stream)
         while batch := list(islice(rows, self.batch_size)):
             if self.drop_last and len(batch) < self.batch_size:
                 return
@@ -203,12 +203,12 @@ class _CollateRows:
         return None if read is None else (self.collate(read[0]), *read[1:])
 
 
-def _has_shuffle_buffer(stream: Any) -> bool:
-    """Whether rows wait in a buffer that the stream's `state_dict` leaves out."""
+def _state_is_all(stream: Any) -> bool:
+    """Whether the rows to come follow from the stream's `state_dict`; see above."""
     stages = [getattr(stream, "_ex_iterable", None)]  # nothing public tells it
     for stage in stages:
-        if type(stage).__name__ == "BufferShuffledExamplesIterable":
-            return True
+        if type(stage).__name__ == "BufferShuffledExamplesIterable" or getattr(stage, "batched", False):
+            return False
         inner = (getattr(stage, "ex_iterable", None), *getattr(stage, "ex_iterables", ()))
         stages += [one for one in inner if one is not None]
-    return False
+    return True
