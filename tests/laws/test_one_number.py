@@ -72,8 +72,13 @@ def test_one_number_everywhere(case, tmp_path):
     assert 0.2 < expected["map"] < 0.99  # else equal numbers would say little
 
     numbers = {"evaluate_model": evaluate_model(model, PROCESSOR, rows, batch_size=4).summary()}
-    metrics = trainer_of(model, rows, tmp_path / "run").evaluate()
-    numbers["DetrTrainer.evaluate"] = {name: metrics[f"eval_{name}"] for name in expected}
+    stream = rows.to_iterable_dataset(num_shards=2)
+    numbers["evaluate_model, a stream"] = evaluate_model(
+        model, PROCESSOR, stream, batch_size=4, num_workers=1
+    ).summary()
+    for way, one in (("DetrTrainer.evaluate", rows), ("DetrTrainer.evaluate, a stream", stream)):
+        metrics = trainer_of(model, one, tmp_path / "run").evaluate()
+        numbers[way] = {name: metrics[f"eval_{name}"] for name in expected}
     # rows that do not tell what size an image will have
     unknown = DetectionTransform(PROCESSOR, lambda row: row)
     metrics = trainer_of(model, rows, tmp_path / "unknown", unknown).evaluate()

@@ -63,6 +63,23 @@ def test_a_resumed_run_has_the_losses_and_weights_of_an_undisturbed_one(undistur
         torch.testing.assert_close(again, weight, rtol=0, atol=1e-6, msg=name)
 
 
+# in the first epoch and in the second
+@pytest.mark.parametrize("step", [1, 5])
+def test_the_logged_loss_of_an_epoch_is_that_of_all_its_steps_after_a_resume(make_trainer, tmp_path, step):
+    settings = {"rows": scenes(6), "num_train_epochs": 2, "logging_strategy": "epoch", "save_strategy": "steps"}
+    settings |= {"save_steps": 1, "save_total_limit": None}
+    undisturbed = make_trainer(**settings)
+    undisturbed.train()
+    resumed = make_trainer(model(seed=5), folder="resumed", **settings)
+    resumed.train(resume_from_checkpoint=tmp_path / "run" / f"checkpoint-{step}")
+    before, after = training_log(undisturbed), training_log(resumed)
+    assert [entry["step"] for entry in after] == [3, 6]
+    names = [name for name in before[0] if name.startswith("loss") or name.endswith("_error")]
+    assert len(names) > 4
+    for entry, again in zip(before, after, strict=True):
+        assert [again[name] for name in names] == [entry[name] for name in names]
+
+
 def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(make_trainer, tmp_path):
     trainer = make_trainer(rows=scenes(6), save_strategy="steps", save_steps=1, save_total_limit=None)
     trainer.train()

@@ -112,15 +112,6 @@ def test_several_processes_that_do_not_know_of_each_other_are_an_error(tmp_path,
         DetrTrainer(model(), args, train_dataset=transformed(scenes(2)))
 
 
-def test_a_stream_trains_and_is_no_data_set_to_evaluate_on(tmp_path):
-    stream = transformed(scenes(8).to_iterable_dataset())
-    args = arguments(tmp_path, eval_strategy="no", max_steps=2)
-    with pytest.warns(UserWarning, match="A stream has no fixed order"):
-        DetrTrainer(model(), args, train_dataset=stream).train()
-    with pytest.raises(ValueError, match="eval_dataset is a stream"):
-        DetrTrainer(model(), args, train_dataset=transformed(scenes(2)), eval_dataset=stream).evaluate()
-
-
 def test_bad_images_are_dropped_before_the_first_step_and_counted(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     rows = list(scenes().cast_column("image", Image(decode=False)))

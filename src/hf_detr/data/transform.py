@@ -18,6 +18,9 @@ from .targets import columns_of, read_targets, replace_objects
 
 Augment = Callable[[dict[str, Any]], dict[str, Any]]
 
+# of a row: what it is evaluated by
+TARGET_COLUMNS = ("image_id", "width", "height", "objects")
+
 _REMEDY = "replace the file or leave the row out (hf-detr check lists all such images)"
 
 
@@ -113,7 +116,8 @@ class DetectionTransform:
 def transform_dataset(dataset: Any, transform: DetectionTransform) -> Any:
     """A data set (or dict of splits) whose rows come out transformed, decoding errors naming the image.
 
-    Map-style data sets decode and transform when a row is asked for; streams do so as they pass.
+    Map-style data sets decode and transform when a row is asked for; streams do so as they pass, and keep beside it
+    what a row is evaluated by, unless an augmentation changes that.
     """
     if isinstance(dataset, dict):
         return type(dataset)({split: transform_dataset(one, transform) for split, one in dataset.items()})
@@ -121,9 +125,22 @@ def transform_dataset(dataset: Any, transform: DetectionTransform) -> Any:
     if isinstance(dataset, Dataset):
         return undecoded.with_transform(transform)
     if isinstance(dataset, IterableDataset):
-        columns = list(undecoded.features or undecoded._resolve_features().features)
-        return undecoded.map(transform, batched=True, batch_size=1, remove_columns=columns)
+        kept = () if transform.augment else TARGET_COLUMNS
+        columns = [name for name in undecoded.features or undecoded._resolve_features().features if name not in kept]
+        return undecoded.map(_OfOneRow(transform), remove_columns=columns)
     raise TypeError(f"expected a datasets object, got {type(dataset).__name__}; use load_detection_dataset.")
+
+
+class _OfOneRow:
+    """A transform for `IterableDataset.map`, not batched: `datasets` resumes a batch by mapping all of it again, which
+    would draw random numbers twice."""
+
+    def __init__(self, transform: DetectionTransform):
+        self.transform = transform
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        batch = self.transform({name: [value] for name, value in row.items()})
+        return {name: value for name, [value] in batch.items()}
 
 
 def _augmentations(augment: Any, size: dict[str, int | None]) -> list[Augment]:

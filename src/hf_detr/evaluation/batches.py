@@ -1,13 +1,13 @@
 """Batches of images of one size, so that evaluation pads nothing: beside padding, an image's detections differ."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 
-from ..data.transform import DetectionTransform
+from ..data.transform import TARGET_COLUMNS, DetectionTransform
 
 Size = tuple[int, int]
 
@@ -54,6 +54,30 @@ class SameSizeBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
+
+
+class CollateWithTargets:
+    """A collator for a stream to evaluate on: its batch, and as `targets` the rows' own image_id and objects, where
+    `transform_dataset` has left them there; labels lack the crowds."""
+
+    def __init__(self, collate: Callable[[Sequence[Mapping]], Mapping[str, Any]]):
+        self.collate = collate
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The batch of these rows."""
+        batch = dict(self.collate(rows))
+        if all("objects" in row for row in rows):
+            batch["targets"] = [{name: row[name] for name in TARGET_COLUMNS if name in row} for row in rows]
+        return batch
+
+
+def check_image_ids(num_duplicates: int) -> None:
+    """ValueError for a stream whose rows have not each an id of their own, which nobody could tell beforehand."""
+    if num_duplicates:
+        raise ValueError(
+            f"{num_duplicates:,} images of the stream have the image_id of another and were not counted; give each row "
+            "its own image_id before it is divided among processes and workers."
+        )
 
 
 def processed_sizes_hw(rows: Any, transform: DetectionTransform | None) -> list[Size] | None:

@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.collator import DetectionCollator
 from ..data.schema import class_names
-from ..data.transform import DetectionTransform, transform_dataset
-from .batches import SameSizeBatches, processed_sizes_hw, unpadded
+from ..data.streams import share_of_stream, useful_workers
+from ..data.transform import TARGET_COLUMNS, DetectionTransform, transform_dataset
+from .batches import CollateWithTargets, SameSizeBatches, check_image_ids, processed_sizes_hw, unpadded
 from .coco import CocoEvaluator
 
 
@@ -54,7 +55,7 @@ def evaluate_detections(
 def evaluate_model(
     model: nn.Module,
     processor: Any,
-    dataset: Dataset,
+    dataset: Dataset | IterableDataset,
     *,
     batch_size: int = 8,
     num_workers: int = 0,
@@ -65,7 +66,8 @@ def evaluate_model(
     class_of_label: Mapping[int, int] | None = None,
     read: Callable[[Callable[[list[int]], dict], Iterable[list[int]]], Iterable[dict]] | None = None,
 ) -> Evaluator:
-    """An evaluator that has seen every image of `dataset` (rows of the schema) once; ask it for `compute()`, `table()`.
+    """An evaluator that has seen every image of `dataset` (rows of the schema, or a stream of them that ends) once; ask
+    it for `compute()`, `table()`.
 
     Targets are the rows themselves, so crowds count as COCO has it. Batches hold images of one size, so nothing is
     padded and the numbers are those of single images. Of several processes each takes its share of the images, and all
@@ -79,22 +81,32 @@ def evaluate_model(
     """
     transform = DetectionTransform(processor)
     samples, collate = transform_dataset(dataset, transform), DetectionCollator()
-    sizes_hw = processed_sizes_hw(dataset, transform)
-    share = SameSizeBatches(len(dataset), batch_size, sizes_hw, process_index, num_processes)
-    if read is None:
-        # a generator of its own, so that evaluating draws none of the training's random numbers
-        options = {"num_workers": num_workers, "collate_fn": collate, "generator": torch.Generator()}
-        loaded: Iterable[dict] = DataLoader(samples, batch_sampler=share, **options)
+    # a generator of its own, so that evaluating draws none of the training's random numbers
+    options = {"num_workers": num_workers, "collate_fn": collate, "generator": torch.Generator()}
+    streams = isinstance(dataset, IterableDataset)
+    if streams:
+        samples = share_of_stream(samples, process_index, num_processes)
+        options |= {"collate_fn": CollateWithTargets(collate), "num_workers": useful_workers(samples, num_workers)}
+        loaded: Iterable[dict] = DataLoader(samples, batch_size=batch_size, **options)
     else:
-        loaded = read(lambda indices: collate([samples[index] for index in indices]), share)
-    columns = [name for name in ("image_id", "objects", "width", "height") if name in dataset.column_names]
-    rows = dataset.with_format(None).select_columns(columns)
+        columns = [name for name in TARGET_COLUMNS if name in dataset.column_names]
+        rows = dataset.with_format(None).select_columns(columns)
+        sizes_hw = processed_sizes_hw(dataset, transform)
+        share = SameSizeBatches(len(dataset), batch_size, sizes_hw, process_index, num_processes)
+        if read is None:
+            loaded = DataLoader(samples, batch_sampler=share, **options)
+        else:
+            loaded = read(lambda indices: collate([samples[index] for index in indices]), share)
+        loaded = (
+            {**batch, "targets": [rows[index] for index in indices]}
+            for indices, batch in zip(share, loaded, strict=True)
+        )
     device = next(model.parameters()).device
 
     def batches() -> Iterator[dict]:
-        for indices, batch in zip(share, loaded, strict=True):
+        for batch in loaded:
             for positions, part in unpadded(batch):
-                yield {**part, "targets": [rows[indices[position]] for position in positions]}
+                yield {**part, "targets": [batch["targets"][position] for position in positions]}
             if on_batch is not None:
                 on_batch()
 
@@ -115,6 +127,8 @@ def evaluate_model(
             evaluate_detections(predict, batches(), evaluator, targets_key="targets")
     finally:
         model.train(was_training)
+    if streams:
+        check_image_ids(evaluator.num_duplicates)
     return evaluator
 
 

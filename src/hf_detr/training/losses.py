@@ -30,6 +30,18 @@ class IntervalLosses:
         self._averages: Tensor | None = None  # (parts,)
         self._steps, self._passes = 0, 1
 
+    def state_dict(self) -> dict[str, object]:
+        """The sums of this process, as plain numbers; one copy to the host."""
+        sums = [] if self._shares is None else torch.stack((self._shares, self._averages)).tolist()
+        return {"names": list(self._names), "sums": sums, "steps": self._steps}
+
+    def load_state_dict(self, state: Mapping | None) -> None:
+        """Goes on from such sums, or from none."""
+        self.clear()
+        if state is not None and state["sums"]:
+            self._names, self._steps = tuple(state["names"]), state["steps"]
+            self._shares, self._averages = torch.tensor(state["sums"])
+
     def begin_step(self, passes: int) -> None:
         """The next `passes` calls of `add` are one optimizer step."""
         self._steps, self._passes = self._steps + 1, max(passes, 1)
@@ -40,7 +52,9 @@ class IntervalLosses:
             self._names = tuple(loss_dict)
             self._shares = self._averages = torch.zeros(len(loss_dict), device=next(iter(loss_dict.values())).device)
         parts = torch.stack([part.detach().float() for part in loss_dict.values()])
-        self._shares, self._averages = self._shares + parts, self._averages + parts / self._passes
+        # sums of a checkpoint come on the host
+        self._shares = self._shares.to(parts.device) + parts
+        self._averages = self._averages.to(parts.device) + parts / self._passes
 
     def take(self, num_processes: int, mean_over_processes: Reduce) -> dict[str, float]:
         """Means a step since the last call, over all processes; one copy to the host. Empty before the first step."""

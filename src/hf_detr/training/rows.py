@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from ..data.box_policy import BoxPolicy
 from ..data.schema import class_names
@@ -63,9 +63,12 @@ def raw_rows(dataset: Any, *columns: str) -> Dataset | None:
 
 def check_is_transformed(dataset: Any, name: str) -> None:
     """ValueError where the rows of a data set would reach the collator as they are."""
-    if isinstance(dataset, Dataset) and dataset.format["type"] != "custom" and "pixel_values" not in dataset.features:
+    plain = isinstance(dataset, Dataset) and dataset.format["type"] != "custom"
+    # a stream does not know its columns any more, once it is transformed
+    columns = dataset.column_names if plain or isinstance(dataset, IterableDataset) else None
+    if columns is not None and "pixel_values" not in columns:
         raise ValueError(
-            f"{name}: its rows have {dataset.column_names} but no pixel_values; give it a transform, "
+            f"{name}: its rows have {columns} but no pixel_values; give it a transform, "
             f"{name}=transform_dataset(dataset, DetectionTransform(processor, augment='paper')), without augment to "
             "evaluate on."
         )

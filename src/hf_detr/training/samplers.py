@@ -41,7 +41,7 @@ class ReproducibleSamples(Dataset):
 
     def random_numbers(self, epoch: int, index: int) -> AbstractContextManager[None]:
         """Within, all random numbers are those that the image of this index is augmented with in this epoch."""
-        return _seeded(self.seed, epoch, index)
+        return seeded(self.seed, epoch, index)
 
 
 class EpochOrder(Sampler[int]):
@@ -96,7 +96,7 @@ def _mixed(*numbers: int) -> int:
 
 
 @contextmanager
-def _seeded(*numbers: int) -> Iterator[None]:
+def seeded(*numbers: int) -> Iterator[None]:
     """Within, the host's global random numbers follow from `numbers`; afterwards they go on as if nothing had been."""
     seed = _mixed(*numbers)
     python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002

@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast
-from datasets import IterableDataset
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from ..data.collator import DetectionCollator
+from ..data.streams import is_stream
 from ..data.verification import drop_bad_images
 from ..evaluation import CocoEvaluator
-from ..evaluation.batches import SameSizeBatches
 from .arguments import DetrTrainingArguments
 from .callbacks import EarlyStopping, UpdateAverage
 from .checkpoint_folders import is_whole, last_checkpoint
@@ -25,13 +23,14 @@ from .health import QueryCollapse, warn_if_not_finite
 from .losses import IntervalLosses
 from .optimizer import parameter_groups
 from .recipes import MODEL_SETTINGS, apply_recipe
-from .rows import check_is_transformed, class_problem, count_rows, raw_rows, transform_of, with_box_policy
-from .samplers import EpochOrder, ReproducibleSamples
-from .trainer_checkpoints import CheckpointMixin
-from .trainer_evaluation import EvaluationMixin, evaluated_sizes_hw
+from .rows import check_is_transformed, class_problem, count_rows, transform_of, with_box_policy
+from .streams import StreamBatches, TellEpoch
+from .trainer_batches import BatchesMixin
+from .trainer_checkpoints import CheckpointMixin, read_progress
+from .trainer_evaluation import EvaluationMixin
 
 
-class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
+class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
     """Trains a DetrForObjectDetection on rows of `DetectionTransform`; arguments are those of `transformers.Trainer`.
 
         train = transform_dataset(data["train"], DetectionTransform(processor, augment="paper"))
@@ -48,6 +47,8 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
           `CocoEvaluator`. Targets are the data set's own rows where there are any, so crowds count as COCO has it;
         - random augmentation that follows from seed, epoch and image, so that a resumed run is the same run;
           `train(resume_from_checkpoint=True)` takes the newest whole checkpoint;
+        - streams (`datasets.IterableDataset`), to train on with `max_steps` and to evaluate on if they end: an epoch is
+          a pass, processes and workers read disjoint shares, and a resumed run goes on at its row;
         - recipes: "paper", and "fast" with help in training that leaves a plain DETR (see `DetrTrainingArguments`);
         - `data_wait_share`, after `train()`: the share of the time, evaluation not counted, that the model stood still
           because its next batch was not there yet; also in the metrics, as `train_data_wait_share`;
@@ -113,6 +114,8 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         self._waited_s = self._evaluated_s = 0.0
         self._average: WeightAverage | None = None
         self._losses = IntervalLosses()
+        self._progress: dict[str, Any] = {}  # of the checkpoint that is resumed
+        self._stream: StreamBatches | None = None  # that is trained on
         self._counts_of_step: dict[str, torch.Tensor | int] = {}
         self._last_predictions: tuple[torch.Tensor, torch.Tensor] | None = None
         super().__init__(
@@ -127,6 +130,8 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and getattr(self.model, "training_only", None):
             raise ValueError("Training-only help does not go with FSDP or DeepSpeed; use recipe='paper'.")
         self.model_accepts_loss_kwargs = True  # the losses are shares of the step's already
+        if is_stream(train_dataset):
+            self.add_callback(TellEpoch(lambda: self._stream))
         if args.averages_weights:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError("ema_decay needs whole weights in each process; set it to 0 with FSDP or DeepSpeed.")
@@ -169,104 +174,6 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             )
         return with_box_policy(dataset, args.on_bad_box) if counts.bad_boxes else dataset
 
-    # ---- batches
-
-    def get_train_dataloader(self) -> DataLoader:
-        """As in Transformers, with an order and random numbers that follow from seed, epoch and image alone."""
-        if self.train_dataset is None or _is_stream(self.train_dataset):
-            if self.train_dataset is not None:
-                warnings.warn("A stream has no fixed order, so a resumed run will not repeat its random augmentation.")
-                loader = self._loader(self.train_dataset, batch_size=self._train_batch_size)
-                return self.accelerator.prepare(loader)
-            return super().get_train_dataloader()
-        args = self.args
-        strategy = getattr(args, "train_sampling_strategy", "random")
-        if strategy not in ("random", "sequential"):
-            raise ValueError(f"train_sampling_strategy={strategy!r} is for text; see group_by_aspect_ratio.")
-        sizes_hw = final_hw = None
-        if args.group_by_aspect_ratio:
-            rows = raw_rows(self.train_dataset, "height", "width")
-            if rows is None or len(rows.column_names) < 2:
-                raise ValueError("group_by_aspect_ratio needs a train_dataset with the columns width and height.")
-            sizes_hw = list(zip(rows["height"], rows["width"], strict=True))
-            transform = transform_of(self.train_dataset)
-            if transform is not None and transform.tells_final_hw:
-                final_hw = transform.final_hw
-        batch_size = self._train_batch_size
-        samples = ReproducibleSamples(self.train_dataset, args.seed if args.data_seed is None else args.data_seed)
-        order = EpochOrder(samples, strategy == "random", sizes_hw, batch_size * args.world_size, final_hw)
-        # workers that start anew with each epoch would keep the model waiting for them
-        keep = args.dataloader_persistent_workers and args.dataloader_num_workers > 0
-        loader = self._loader(
-            samples,
-            batch_size=batch_size,
-            sampler=order,
-            drop_last=args.dataloader_drop_last,
-            persistent_workers=keep,
-            # Its own, since a loader draws a number where it starts workers: in each epoch, or with workers that stay
-            # in the first and in a resumed one. From the training's generator, dropout would differ after a resume.
-            generator=torch.Generator(),
-        )
-        return self.accelerator.prepare(loader)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """This process's share of `eval_dataset` (a data set, the name of one of several, or None for the trainer's);
-        together, the processes see each image once, in batches of one size where the rows tell it."""
-        if eval_dataset is None:
-            eval_dataset = self.eval_dataset
-        elif isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
-        if eval_dataset is None:
-            raise ValueError("There is no data set to evaluate on; give eval_dataset to the trainer, or to evaluate().")
-        check_is_transformed(eval_dataset, "eval_dataset")
-        if _is_stream(eval_dataset):
-            raise ValueError(
-                "eval_dataset is a stream, and nobody knows when all of its images were seen; give a Dataset, as by "
-                "Dataset.from_list(list(stream.take(500)), features=stream.features)."
-            )
-        args = self.args
-        share = SameSizeBatches(
-            len(eval_dataset),
-            args.eval_batch_size,
-            evaluated_sizes_hw(eval_dataset),
-            args.process_index,
-            args.world_size,
-            even=self.is_fsdp_enabled,
-        )
-        # a generator of its own, so that evaluating draws none of the training's random numbers
-        return self._loader(eval_dataset, batch_sampler=share, generator=torch.Generator())
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As `get_eval_dataloader`."""
-        return self.get_eval_dataloader(test_dataset)
-
-    def _loader(self, dataset: Any, **options: Any) -> DataLoader:
-        args = self.args
-        return DataLoader(
-            dataset,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and torch.accelerator.is_available(),
-            prefetch_factor=args.dataloader_prefetch_factor,
-            **options,
-        )
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """The batches of an optimizer step, and its boxes over all of them and all processes."""
-        begun = time.perf_counter()
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        self._waited_s += time.perf_counter() - begun
-        if any("labels" not in batch for batch in batches):
-            raise ValueError("train_dataset: its rows have no labels; keep the column 'objects'.")
-        labels = [label for batch in batches for label in batch["labels"]]
-        sizes, queries = [len(label["class_labels"]) for label in labels], self.model.config.num_queries
-        counts: Any = [sum(sizes), len(sizes), sum(min(size, queries) for size in sizes)]
-        if self.args.world_size > 1:
-            counts = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
-        self._counts_of_step = {"num_images_in_batch": counts[1], "num_matched_in_batch": counts[2]}
-        self._losses.begin_step(len(batches))
-        return batches, counts[0]
-
     # ---- loss and optimizer
 
     def compute_loss(
@@ -282,7 +189,7 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         except ValueError as error:
             ids = [int(label["image_id"]) for label in inputs.get("labels", ()) if "image_id" in label]
             raise ValueError(f"Step {self.state.global_step + 1}, images {ids}: {error}") from error
-        self._losses.add(outputs.loss_dict)
+        self._losses.add({"loss": outputs.loss, **outputs.loss_dict})
         self._last_predictions = (outputs.logits.detach(), outputs.pred_boxes.detach())
         loss = outputs.loss * self.args.world_size if counts else outputs.loss
         return (loss, outputs) if return_outputs else loss
@@ -339,13 +246,27 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             raise ValueError(f"{resume_from_checkpoint} is no checkpoint, or was not written to its end; take another.")
         if resume_from_checkpoint:
             resume_from_checkpoint = str(resume_from_checkpoint)
-        self._losses.clear()
+        self._progress = read_progress(resume_from_checkpoint, self.args) if resume_from_checkpoint else {}
+        self._losses.load_state_dict(self._progress.get("losses"))
+        self._stream = None
+        streams, starts_anew = is_stream(self.train_dataset), self.args.ignore_data_skip
+        if streams and resume_from_checkpoint and not starts_anew and self._progress.get("stream") is None:
+            raise ValueError(
+                f"{resume_from_checkpoint} holds no position in a stream; begin a new pass with ignore_data_skip=True."
+            )
         self._waited_s = self._evaluated_s = 0.0
         if self.args.averages_weights:
             if self.model_init is not None:
                 raise ValueError("ema_decay averages one model; give the trainer a model, not model_init.")
             self._average = WeightAverage(self.model, self.args.ema_decay)
-        result = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        self.args.ignore_data_skip |= streams  # the batches of a stream know where to go on
+        try:
+            result = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        finally:
+            self.args.ignore_data_skip = starts_anew
+            if self._stream is not None:
+                self._stream.close()
+                self._stream = None
         if self._average is not None:
             if not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):
                 self.model.load_state_dict(self._average.model.state_dict())
@@ -366,9 +287,11 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """With the training's loss, also its parts; and a warning where the numbers say that it has gone wrong."""
         if self.is_in_train and "loss" in logs:
-            logs.update(
-                self._losses.take(self.args.world_size, lambda sums: self.accelerator.reduce(sums, reduction="mean"))
-            )
+            processes = self.args.world_size
+            means = self._losses.take(processes, lambda sums: self.accelerator.reduce(sums, reduction="mean"))
+            if self.args.logging_nan_inf_filter:
+                means.pop("loss", None)
+            logs.update(means)  # also the loss: Transformers' own forgets the steps before a resume
             if self._last_predictions is not None:
                 collapse = QueryCollapse()
                 collapse.add(*self._last_predictions)
@@ -382,7 +305,3 @@ class DetrTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             models = [self.model] if self._average is None else [self.model, self._average.model]
             for statistics in (buffer for model in models for buffer in model.buffers()):
                 broadcast(statistics)
-
-
-def _is_stream(dataset: Any) -> bool:
-    return isinstance(dataset, IterableDataset | torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__")

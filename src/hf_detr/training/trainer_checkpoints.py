@@ -1,15 +1,20 @@
 """What DetrTrainer writes into its folder, and reads back: checkpoints, and the model card."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from ..checkpoints.card_facts import base_of, card_facts
 from ..checkpoints.model_card import model_card
 from ..checkpoints.stock_check import StockCheck
 from .checkpoint_folders import TRAINED_WEIGHTS, TRAINING_ONLY
+
+# Of each process: the losses since the last entry of the log, and the position in a stream.
+_PROGRESS = "progress_{}.json"
 
 
 class CheckpointMixin:
@@ -35,6 +40,13 @@ class CheckpointMixin:
                 known = self._average.model.state_dict()
                 weights = {name: one for name, one in weights.items() if not _is_known(name, one, known)}
             save_file({name: one.contiguous() for name, one in weights.items()}, Path(output_dir) / file)
+        progress = {
+            "num_processes": self.args.world_size,
+            "losses": self._losses.state_dict(),
+            "stream": None if self._stream is None else self._stream.state_dict(self.state.global_step),
+        }
+        text = json.dumps(progress, default=lambda number: number.item())  # NumPy's
+        Path(output_dir, _PROGRESS.format(self.args.process_index)).write_text(text, encoding="utf-8")
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -96,3 +108,19 @@ class CheckpointMixin:
 def _is_known(name: str, tensor: Tensor, averaged: dict[str, Tensor]) -> bool:
     """Whether model.safetensors, which holds the average, has this tensor bit for bit."""
     return not name.startswith("training_only.") and tensor.is_floating_point() and tensor.equal(averaged[name])
+
+
+def read_progress(checkpoint: str | Path, args: TrainingArguments) -> dict[str, Any]:
+    """What this process wrote beside the random numbers: `losses`, `stream`. Empty where it did not.
+
+    The losses of another number of processes are left out. A position in a stream is, with `ignore_data_skip`.
+    """
+    path = Path(checkpoint, _PROGRESS.format(args.process_index))
+    if not path.exists():
+        return {}
+    progress = json.loads(path.read_text(encoding="utf-8"))
+    if progress.pop("num_processes") != args.world_size:
+        progress["losses"] = None
+    if args.ignore_data_skip:
+        progress["stream"] = None
+    return progress

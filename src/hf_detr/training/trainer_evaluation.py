@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..data.streams import is_stream
 from ..evaluation import CocoEvaluator, evaluate_detections
-from ..evaluation.batches import SameSizeBatches, processed_sizes_hw, unpadded
+from ..evaluation.batches import SameSizeBatches, check_image_ids, processed_sizes_hw, unpadded
 from ..evaluation.evaluator import finite_detections
 from ..image_processing_detr import DetrImageProcessor
 from .health import QueryCollapse
@@ -36,7 +37,8 @@ class EvaluationMixin:
         Nothing is padded: a batch of several sizes is divided. In the precision of the training while it runs, outside
         of it in float32, unless `bf16_full_eval` or `fp16_full_eval` is set. ValueError for outputs not finite.
         Metrics are the numbers of `CocoEvaluator.summary`, `loss` and its parts, under `metric_key_prefix`. With
-        "Prediction" as description, `predictions` is a list of one dict an image.
+        "Prediction" as description, `predictions` is a list of one dict an image, of a stream in the order in which
+        processes and workers read it.
         """
         model = self._evaluated_model()
         config = self.model.config
@@ -55,13 +57,18 @@ class EvaluationMixin:
         def batches() -> Iterator[dict]:
             for step, batch in enumerate(dataloader):
                 extra = share is not None and share.is_extra(step)
+                streamed = batch.pop("targets", None)
+                begun = num_images
                 # sharded models need as many forward passes everywhere; their batches are of one size already
                 for positions, part in [(None, batch)] if self.is_fsdp_enabled else unpadded(batch):
-                    labels, targets, indices = part.get("labels"), part.get("labels"), None
+                    labels, targets = part.get("labels"), part.get("labels")
+                    indices = None if positions is None else [begun + position for position in positions]
                     if share is not None:
                         indices = share.batches[step]
                         indices = indices if positions is None else [indices[position] for position in positions]
                         targets = rows.of(indices, labels)
+                    elif streamed is not None:
+                        targets = [streamed[position] for position in positions]
                     yield {
                         **part,
                         "indices": indices,
@@ -108,6 +115,8 @@ class EvaluationMixin:
         collapse.warn(f"Step {self.state.global_step}, {description.lower()}")
         metrics = losses.compute(gather_object([losses.state()]))
         if metrics:
+            if is_stream(dataloader.dataset):
+                check_image_ids(evaluator.num_duplicates)
             self.evaluator = evaluator
             metrics |= evaluator.summary()
         if description == "Prediction":
