@@ -1,4 +1,4 @@
-"""Pictures of what goes in and what comes out: boxes on images, curves of a training."""
+"""Drawings of what goes in and what comes out: boxes on images, curves of a training."""
 
 from .curves import plot_curves as plot_curves
 from .detections import class_color as class_color
