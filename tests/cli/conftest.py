@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from datasets import DatasetDict, disable_progress_bars
 from PIL import Image
 
 from hf_detr import DetrImageProcessor
+from hf_detr.cli.main import main
 from hf_detr.data.synthetic.digits import digit_scenes
 
 from ..small_models import small_model
@@ -24,6 +26,13 @@ def hf_detr(*words, cwd=None) -> subprocess.CompletedProcess:
     """`hf-detr WORDS`, finished; with `stdout`, `stderr`, `returncode`."""
     command = [*COMMAND, *map(str, words)]
     return subprocess.run(command, env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+def hf_detr_here(monkeypatch, *words) -> int:
+    """`hf-detr WORDS` in this process, which spares its start; returns the exit code."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # so that what main sets ends with the test
+    monkeypatch.setenv("MALLOC_ARENA_MAX_", "")  # and the memory of this process stays as it is
+    return main([*map(str, words)])
 
 
 def assert_one_line_and_exit_code_2(done: subprocess.CompletedProcess, *parts: str) -> None:

@@ -15,7 +15,7 @@ from hf_detr.cli.main import _COMMANDS
 
 from .pages import ROOT, blocks, commands, links
 
-PAGES = ("data.md", "fine-tuning.md")
+PAGES = ("data.md", "fine-tuning.md", "inference.md")
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,15 @@ def test_the_fine_tuning_page_runs(block, in_data_folder):
         assert names["model"].config.num_queries == 20
         assert names["model"].config.id2label == {0: "square", 1: "star", 2: "seven"}
         assert names["model"].config.auxiliary_loss
+
+
+def test_the_inference_page_runs(in_data_folder):
+    names: dict = {}
+    for block in blocks("inference.md", "python"):
+        exec(block, names)
+    assert Path("found.png").exists()
+    assert len(names["tiles"]) > 1
+    assert set(names["found"]) == {"scores", "labels", "boxes"}
 
 
 def _parsed_by_hf_detr(words: list[str]) -> argparse.Namespace:

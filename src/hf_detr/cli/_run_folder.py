@@ -59,7 +59,7 @@ def write_run_folder(
     print(f"\n{folder} on split {splits.names[2]!r}\n\n{table}\n")
     print(f"while training, the model waited for data {100 * (trainer.data_wait_share or 0):.1f}% of the time")
     print(f"written: {folder} (model, processor, metrics.json, curves.png, predictions.png, README.md)")
-    print(f"try it:  hf-detr predict {folder} PICTURES")
+    print(f"try it:  hf-detr predict {folder} IMAGES")
     if args.push_to_hub:
         print(f"pushed:  {_push(folder, args.push_to_hub)}")
 
@@ -85,8 +85,10 @@ def _draw_predictions(trainer: DetrTrainer, processor: DetrImageProcessor, rows:
         undecoded = chosen.cast_column("image", Image(decode=False))
         images = [decode_image(row) for row in undecoded]
         targets = list(chosen.select_columns(["image_id", "objects"]))
-        save_detections_grid(images, found, path, trainer.model.config.id2label, _THRESHOLD, targets)
-    return f"Detections above {_THRESHOLD:g}, and the annotations dashed, on {count} held-out images."
+        names = [Path(row["image"]["path"] or f"image {row['image_id']}").name for row in undecoded]
+        id2label = trainer.model.config.id2label
+        save_detections_grid(images, found, path, id2label, _THRESHOLD, targets, captions=names)
+    return f"Detections above {_THRESHOLD:g} in orange, annotations dashed in blue, on {count} held-out images."
 
 
 def _facts(

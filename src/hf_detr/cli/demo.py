@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     after = _metrics_of(args.output)
     print(f"\nBefore: AP {before['map']:.3f}, AP50 {before['map_50']:.3f}")
     print(f"After:  AP {after['map']:.3f}, AP50 {after['map_50']:.3f}")
-    print(f"Look at {args.output / 'predictions.png'}: solid boxes found, dashed boxes true.")
+    print(f"Look at {args.output / 'predictions.png'}: orange boxes found, dashed blue boxes true.")
     if after["map_50"] >= PASSES:
         return 0
     print(f"AP50 is {after['map_50']:.3f}, below {PASSES}: train longer (--epochs) or on more scenes (--scenes).")

@@ -17,7 +17,7 @@ _COMMANDS = {
     "check": "report what a data set holds and every problem in it",
     "train": "fine-tune a detector on a data set, or train a new one",
     "evaluate": "measure COCO average precision of a model on a data set",
-    "predict": "find the objects in pictures, as COCO JSON and drawn",
+    "predict": "find the objects in images and videos, as JSON and drawn",
     "demo": "train a small DETR on generated scenes: a check that everything works",
     "convert": "turn a checkpoint of the original DETR into one that from_pretrained reads",
 }

@@ -5,8 +5,9 @@ from typing import Any
 
 from datasets import Dataset
 from datasets import Image as ImageFeature
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from ..visualization.text import drawable, font, shortened
 from .masks import MaskError, SegmentFiles, decode_segmentation
 from .schema import class_names
 from .targets import read_targets
@@ -58,12 +59,12 @@ def _spread(dataset: Any, n: int) -> list[dict]:
 
 def _tile(row: dict, names: list[str], tile_px: int) -> Image.Image:
     tile = Image.new("RGB", (tile_px, tile_px), "#dddddd")
-    draw, font = ImageDraw.Draw(tile), ImageFont.load_default(11)
+    draw, letters = ImageDraw.Draw(tile), font(11)
     room = tile_px - 18  # the rest is the title's
     try:
         image = decode_image(row)
     except ValueError as error:
-        draw.multiline_text((4, 4), _wrapped(str(error), tile_px // 6), fill="red", font=font)
+        draw.multiline_text((4, 4), _wrapped(drawable(str(error)), tile_px // 7), fill="red", font=letters)
         return tile
     scale = min((tile_px - 4) / image.width, room / image.height)
     shown = image.convert("RGB").resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
@@ -85,11 +86,15 @@ def _tile(row: dict, names: list[str], tile_px: int) -> Image.Image:
         left, right = sorted(corners[::2])
         top, bottom = sorted(corners[1::2])
         draw.rectangle((left, top, right, bottom), outline=colour, width=2)
-        draw.text((left + 3, top + 1), names[category], fill=colour, font=font, stroke_width=1, stroke_fill="white")
+        name = shortened(drawable(names[category]), letters, tile_px - 8)
+        # beside the border too the name stays in sight
+        x_text = min(max(left + 3, 3), tile_px - 3 - letters.getlength(name))
+        y_text = min(max(top + 1, 18), tile_px - 16)
+        draw.text((x_text, y_text), name, fill=colour, font=letters, stroke_width=1, stroke_fill="white")
     drawn_from = Path(row["image"].get("path") or "").name
     title = f"{row['image_id']}  {drawn_from}  {len(targets)} objects"
     draw.rectangle((0, 0, tile_px, 16), fill="white")
-    draw.text((4, 2), title, fill="black", font=font)
+    draw.text((4, 1), shortened(drawable(title), letters, tile_px - 8), fill="black", font=letters)
     return tile
 
 

@@ -38,7 +38,7 @@ class Box(NamedTuple):
 
 def draw_boxes(image: Image.Image, boxes: Sequence[Box], scale: float) -> Image.Image:
     """The RGB image at `scale` with the boxes on it, the last on top, whose tag chooses its place first; dashed boxes
-    lie under solid ones and are wider, so that both are seen where they coincide."""
+    lie under solid ones and are wider, so that both are seen where they coincide. Many tags are smaller ones."""
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     canvas = image.resize(size, Image.Resampling.BICUBIC if scale >= 1 else Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(canvas)
@@ -54,11 +54,17 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box], scale: float) -> Image.
             _dashed_rectangle(draw, box.corners_px, box.color, wide_px)
         else:
             draw.rectangle(box.corners_px, outline=box.color, width=line_px)
-    letters = font(max(9 if small else 12, round(max(size) / 46)))
+    tagged = [box for box in boxes if box.name or box.score]
+    # tags of some 15 letters, which fill 10 squares of their height, may cover a sixth of the canvas
+    crowded_px = math.sqrt(size[0] * size[1] / 60 / max(len(tagged), 1))
+    letters = font(max(9 if small else 12, round(min(max(size) / 46, crowded_px))))
     covered = np.zeros(size[::-1], dtype=bool)  # by tags: asking it costs the same however many there are
-    for box in reversed(boxes):
-        if box.name or box.score:
-            _write_tag(draw, box, letters, line_px, covered)
+    tags = [_placed_tag(box, letters, line_px, covered) for box in reversed(tagged)]
+    for box, (text, x, y, width, height) in zip(tagged, reversed(tags), strict=True):
+        area = (x, y, x + width - 1, y + height - 1)  # ImageDraw counts both ends
+        draw.rectangle(area, fill=_PAPER if box.dashed else box.color, outline=box.color)
+        ink = box.color if box.dashed else _ink_on(box.color)
+        draw.text((x + max(2, line_px), y + 1), text, fill=ink, font=letters)
     return canvas
 
 
@@ -133,43 +139,38 @@ def _check_size(width: int, height: int) -> None:
         raise ValueError(f"an image of {width} x {height} pixels cannot be drawn on; leave it out.")
 
 
-def _write_tag(
-    draw: ImageDraw.ImageDraw, box: Box, letters: ImageFont.FreeTypeFont, line_px: int, covered: NDArray
-) -> None:
-    """Puts the tag of a box where it covers the least of other tags, at one of the box's corners.
+def _placed_tag(
+    box: Box, letters: ImageFont.FreeTypeFont, line_px: int, covered: NDArray
+) -> tuple[str, int, int, int, int]:
+    """The text of a box's tag, and its left, top, width and height in pixels: at one of the box's corners, where it
+    covers the least of other tags.
 
     `covered` (H, W): the pixels under tags, to which its own are added.
     """
     left, top, right, bottom = box.corners_px
     canvas_height, canvas_width = covered.shape
     margin = max(2, line_px)
-    room = canvas_width - 2 * margin - letters.getlength(box.score)
+    room = canvas_width - 2 * margin - letters.getlength(f" {box.score}")
     text = f"{shortened(box.name, letters, room)} {box.score}".strip()
     width = math.ceil(letters.getlength(text)) + 2 * margin
     height = sum(letters.getmetrics()) + 2
-    places = [
-        (left, top - height),
-        (left, top),
-        (right - width, top - height),
-        (right - width, top),
-        (left, bottom),
-        (right - width, bottom),
-        (left, bottom - height),
-    ]
+    above = [(left, top - height), (right - width, top - height)]
+    inside = [(left, top), (right - width, top), (left, bottom - height)]
+    below = [(left, bottom), (right - width, bottom)]
+    hides_box = right - left < 1.5 * width or bottom - top < 1.5 * height
+    places = [*above, *below, *inside] if hides_box else [*above, *inside, *below]
     # outside the image it could not be read: moved in, where it still touches its box
     most_x, most_y = max(canvas_width - width, 0), max(canvas_height - height, 0)
     spots = [(round(min(max(x, 0), most_x)), round(min(max(y, 0), most_y))) for x, y in places]
     x, y = min(spots, key=lambda spot: covered[spot[1] : spot[1] + height, spot[0] : spot[0] + width].sum())
     covered[y : y + height, x : x + width] = True
-    area = (x, y, x + width - 1, y + height - 1)  # ImageDraw counts both ends
-    if box.dashed:
-        draw.rectangle(area, fill=_PAPER, outline=box.color)
-        ink = box.color
-    else:
-        draw.rectangle(area, fill=box.color)
-        red, green, blue = box.color
-        ink = (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 125 else (255, 255, 255)
-    draw.text((x + margin, y + 1), text, fill=ink, font=letters)
+    return text, x, y, width, height
+
+
+def _ink_on(color: Color) -> Color:
+    """Black or white, whichever is read on the colour."""
+    red, green, blue = color
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 125 else (255, 255, 255)
 
 
 def _legend_line(draw: ImageDraw.ImageDraw, entry: Box, letters, top: int, height: int, width: int) -> None:
