@@ -72,9 +72,7 @@ def with_statistics(model: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
                 gain = 2**0.5
             elif "encoder.layers" in name:
                 gain = 0.5
-            elif "attn" in name:
-                gain = 2.0
-            elif "bbox_attention" in name:
+            elif "attn" in name or "bbox_attention" in name:
                 gain = 2.0
             tensor.copy_(noise * gain / tensor[0].numel() ** 0.5)
             # attention maps are small numbers beside the backbone's, and all that a mask knows of its query

@@ -14,9 +14,10 @@ from hf_detr.checkpoints.model_card import model_card
 from hf_detr.data.report import Report
 from hf_detr.data.schema import class_names
 from hf_detr.data.transform import DetectionTransform, decode_image, transform_dataset
+from hf_detr.evaluation.tasks import IN_WORDS
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.training import DetrTrainer
-from hf_detr.visualization import plot_curves, save_detections_grid
+from hf_detr.visualization import plot_curves, save_detections_grid, save_masks_grid
 
 from ._run_settings import SETTINGS, settings_of
 from ._training import Splits
@@ -31,9 +32,10 @@ def write_run_folder(
     """Evaluates the trained model, and writes model, processor, metrics, figures and card; prints the table."""
     folder = args.output
     history = list(trainer.state.log_history)
-    trainer.evaluate(transform_dataset(splits.test, DetectionTransform(processor)), metric_key_prefix="test")
+    transform = DetectionTransform(processor, masks=args.task != "detection")
+    trainer.evaluate(transform_dataset(splits.test, transform), metric_key_prefix="test")
     metrics, table = trainer.evaluator.compute(), trainer.evaluator.table()
-    caption = _draw_predictions(trainer, processor, splits.test, folder / "predictions.png")
+    caption = _draw_predictions(trainer, transform, splits.test, folder / "predictions.png")
     if not trainer.is_world_process_zero():
         return
     trainer.model.save_pretrained(folder)
@@ -76,18 +78,23 @@ def _push(folder: Path, repo_id: str) -> str:
     return f"{api.endpoint}/{repo_id}"
 
 
-def _draw_predictions(trainer: DetrTrainer, processor: DetrImageProcessor, rows: Dataset, path: Path) -> str:
+def _draw_predictions(trainer: DetrTrainer, transform: DetectionTransform, rows: Dataset, path: Path) -> str:
     """Draws what was found on a few images, evenly spread; returns the caption."""
     count = min(_NUM_IMAGES, len(rows))
     chosen = rows.select([index * len(rows) // count for index in range(count)])
-    found = trainer.predict(transform_dataset(chosen, DetectionTransform(processor))).predictions
+    found = trainer.predict(transform_dataset(chosen, transform)).predictions
     if trainer.is_world_process_zero():
         undecoded = chosen.cast_column("image", Image(decode=False))
         images = [decode_image(row) for row in undecoded]
         targets = list(chosen.select_columns(["image_id", "objects"]))
         names = [Path(row["image"]["path"] or f"image {row['image_id']}").name for row in undecoded]
         id2label = trainer.model.config.id2label
-        save_detections_grid(images, found, path, id2label, _THRESHOLD, targets, captions=names)
+        if transform.masks:
+            save_masks_grid(images, found, targets, path, id2label, _THRESHOLD)
+        else:
+            save_detections_grid(images, found, path, id2label, _THRESHOLD, targets, captions=names)
+    if transform.masks:
+        return f"Annotations, and beside them what was found, on {count} held-out images."
     return f"Detections above {_THRESHOLD:g} in orange, annotations dashed in blue, on {count} held-out images."
 
 
@@ -104,6 +111,7 @@ def _facts(
         started_from += ", pretrained backbone"
     return {
         **card_facts(trainer.model, args.push_to_hub or args.output.resolve().name),
+        "task": args.task,
         "license": args.license,
         "base_model": base_model,
         "classes": class_names(splits.train),
@@ -128,7 +136,8 @@ def _facts(
             "averaged weights": f"decay {args.ema:g}" if args.ema else "yes" if settings.averages_weights else "no",
             "precision": "bf16" if settings.bf16 else "fp16" if settings.fp16 else "fp32",
             "bad boxes": args.on_bad_box + (f", {bad} found" if (bad := _bad_boxes(report)) else ""),
-            "best epoch by": f"COCO AP on {splits.names[1]}",
+            "best epoch by": f"{IN_WORDS[args.task]} on {splits.names[1]}",
+            **({} if args.task == "detection" else {"detector": "frozen" if config.freeze_detector else "trained"}),
             "seed": args.seed,
             "time": "unknown" if seconds is None else f"{seconds / 60:.1f} minutes on {_machine(trainer)}",
         },

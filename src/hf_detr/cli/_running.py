@@ -13,7 +13,8 @@ from torch import nn
 from tqdm import tqdm
 
 from hf_detr.image_processing_detr import DetrImageProcessor
-from hf_detr.modeling_detr import DetrForObjectDetection
+
+from ._task import Model, model_class_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -61,14 +62,14 @@ def is_quicker_in_bf16(model: nn.Module, on_gpu: bool) -> bool:
 _PIXELS_AT_A_TIME = 2**20
 
 
-def load_model(name: str, device: torch.device) -> tuple[DetrForObjectDetection, DetrImageProcessor]:
+def load_model(name: str, device: torch.device) -> tuple[Model, DetrImageProcessor]:
     """A trained model on `device`, ready for inference (eval mode, norms folded), and its processor, of a folder or a
     name on the Hub.
 
     Raises ValueError where there is no DETR with all its weights, or no preprocessor_config.json.
     """
     try:
-        model, info = DetrForObjectDetection.from_pretrained(name, output_loading_info=True)
+        model, info = model_class_of(name).from_pretrained(name, output_loading_info=True)
     except OSError as error:
         raise ValueError(f"{name}: no model could be loaded ({one_line(error)}).") from error
     if info["missing_keys"] or info["mismatched_keys"]:

@@ -1,8 +1,8 @@
 """What a model is trained to find, and by which number it is judged.
 
-    detection  boxes: COCO AP of boxes
-    instance   boxes and a mask each: COCO AP of masks
-    panoptic   segments that share out the pixels, things and stuff: panoptic quality
+detection  boxes: COCO AP of boxes
+instance   boxes and a mask each: COCO AP of masks
+panoptic   segments that share out the pixels, things and stuff: panoptic quality
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -152,7 +152,9 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
     def _apply_recipe(model: nn.Module, args: DetrTrainingArguments) -> None:
         wanted = {name: getattr(args, name) for name in MODEL_SETTINGS}
         if getattr(model.config, "freeze_detector", False):  # which has nothing to learn from training-only parts
-            wanted = {name: getattr(RECIPES["paper"], name) if value is None else value for name, value in wanted.items()}
+            wanted = {
+                name: getattr(RECIPES["paper"], name) if value is None else value for name, value in wanted.items()
+            }
         apply_recipe(model, args.recipe, **wanted)
 
     def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 _PREFIXES = ("eval_", "val_", "test_")
 _AP = {"map": "AP", "map_50": "AP50", "map_75": "AP75", "map_small": "AP small", "map_medium": "AP medium"}
 _AP |= {"map_large": "AP large"}
+_PQ = {"pq": "PQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff", "sq": "SQ", "rq": "RQ"}
+_MEASURED = _AP | _PQ
 _SMOOTH_FROM = 150  # points; a longer curve is shown as its running mean over a fiftieth of it, with the points behind
 
 Curve = list[tuple[float, float]]  # (x, y), in the order logged; y may be NaN
@@ -24,7 +26,7 @@ Curve = list[tuple[float, float]]  # (x, y), in the order logged; y may be NaN
 def plot_curves(history: Sequence[Mapping], path: str | Path) -> None:
     """Draw what a training logged and write it to `path` (its suffix is the format: .png, .svg, .pdf).
 
-    `history`: one dict a logging step, as `Trainer.state.log_history` has them: `loss`, `loss_*` parts, `map*` and
+    `history`: one dict a logging step, as `Trainer.state.log_history` has them: `loss`, `loss_*` parts, `map*`, `pq*` and
     `learning_rate`, those of an evaluation with `eval_` before them, and `epoch` or `step`. Other keys are passed
     over, as are the losses of single decoder layers (`loss_ce_0`). Where an entry has neither epoch nor step, its
     position counts. AP of -1 (undefined) and values that are not finite leave a gap. Raises ValueError if there is
@@ -34,6 +36,7 @@ def plot_curves(history: Sequence[Mapping], path: str | Path) -> None:
     losses = _curves(entries, lambda name: name == "loss")
     parts = _curves(entries, lambda name: re.fullmatch(r"loss_\w*[a-z]", name) is not None)
     precision = _curves(entries, lambda name: name in _AP)
+    quality = _curves(entries, lambda name: name in _PQ)
     rates = _curves(entries, lambda name: name == "learning_rate")
     panels = [
         (curves, title, label)
@@ -41,6 +44,7 @@ def plot_curves(history: Sequence[Mapping], path: str | Path) -> None:
             (losses, "Loss", "loss"),
             (parts, "Parts of the loss", "loss"),
             (precision, "Average precision", "AP"),
+            (quality, "Panoptic quality", "PQ"),
             (rates, "Learning rate", "learning rate"),
         )
         if curves
@@ -59,7 +63,7 @@ def plot_curves(history: Sequence[Mapping], path: str | Path) -> None:
     for axes, (curves, title, label) in zip(grid, panels, strict=False):
         _panel(axes, curves, title, label, x_name)
         heights = [y for points in curves.values() for _, y in points if math.isfinite(y)]
-        if label == "AP":
+        if label in ("AP", "PQ"):
             axes.set_ylim(0, min(1.0, max(0.1, 1.15 * max(heights))))
         elif label == "loss" and min(heights) >= 0:
             axes.set_ylim(bottom=0)
@@ -91,21 +95,22 @@ def _curves(entries: list[tuple[float, Mapping]], wanted) -> dict[tuple[str, boo
             if not wanted(name) or isinstance(value, bool) or not isinstance(value, int | float | np.number):
                 continue
             value = float(value)
-            undefined = not math.isfinite(value) or (name in _AP and value < 0)
-            of_evaluation = bool(prefix) or name in _AP
+            undefined = not math.isfinite(value) or (name in _MEASURED and value < 0)
+            of_evaluation = bool(prefix) or name in _MEASURED
             curves.setdefault((name, of_evaluation), []).append((x, math.nan if undefined else value))
     return {key: points for key, points in curves.items() if any(math.isfinite(y) for _, y in points)}
 
 
 def _panel(axes: Axes, curves: dict[tuple[str, bool], Curve], title: str, label: str, x_name: str) -> None:
-    names = sorted({name for name, _ in curves}, key=lambda name: (list(_AP).index(name) if name in _AP else 0, name))
+    order = list(_MEASURED)
+    names = sorted({name for name, _ in curves}, key=lambda name: (order.index(name) if name in order else 0, name))
     for (name, of_evaluation), points in sorted(curves.items(), key=lambda item: (names.index(item[0][0]), item[0][1])):
         x, y = np.array(points).T
         # one colour a name; of a loss the training is solid, the evaluation dashed
-        color = f"C{names.index(name) if len(names) > 1 else int(of_evaluation and name not in _AP)}"
-        legend = _AP.get(name) or name.removeprefix("loss_") + (" (evaluation)" if of_evaluation else "")
-        style = {"color": color, "linewidth": 2.2 if name == "map" else 1.6}
-        style["linestyle"] = "--" if of_evaluation and name not in _AP else "-"
+        color = f"C{names.index(name) if len(names) > 1 else int(of_evaluation and name not in order)}"
+        legend = _MEASURED.get(name) or name.removeprefix("loss_") + (" (evaluation)" if of_evaluation else "")
+        style = {"color": color, "linewidth": 2.2 if name in ("map", "pq") else 1.6}
+        style["linestyle"] = "--" if of_evaluation and name not in order else "-"
         style["marker"] = "o" if len(x) <= 40 else None
         style["markersize"] = 3.5
         if len(x) >= _SMOOTH_FROM and np.isfinite(y).all() and not name.startswith("learning"):
@@ -113,11 +118,12 @@ def _panel(axes: Axes, curves: dict[tuple[str, bool], Curve], title: str, label:
             axes.plot(x, y, color=color, linewidth=0.6, alpha=0.3)
             x, y = x[window - 1 :], np.convolve(y, np.full(window, 1 / window), mode="valid")
         axes.plot(x, y, label=legend, **style)
-    if label == "AP":
-        points = [(y, x) for x, y in curves.get(("map", True), []) if math.isfinite(y)]
+    if label in ("AP", "PQ"):
+        main = "map" if label == "AP" else "pq"
+        points = [(y, x) for x, y in curves.get((main, True), []) if math.isfinite(y)]
         if points:
             best, best_x = max(points, key=lambda point: point[0])  # the first of equals
-            title += f" (best AP {best:.3f} at {x_name} {best_x:.4g})"
+            title += f" (best {label} {best:.3f} at {x_name} {best_x:.4g})"
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(x_name)
     axes.set_ylabel(label)
