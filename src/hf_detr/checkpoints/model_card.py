@@ -23,7 +23,8 @@ def model_card(facts: Mapping[str, Any]) -> str:
 
     `facts`, of which only `name` must be there; what is absent is left out of the card:
 
-    - `task`: "detection" (default), "instance" or "panoptic"; `name`: the title; `repo_id`: "user/name" on the Hub, or a folder, for the snippets (default: `name`);
+    - `task`: "detection" (default), "instance" or "panoptic";
+    - `name`: the title; `repo_id`: "user/name" on the Hub, or a folder, for the snippets (default: `name`);
     - `license`: an identifier of the Hub's (default "apache-2.0"); `base_model`: Hub name it was fine-tuned from;
     - `stock`: the `StockCheck` of the model; without one, the card says nothing of stock transformers;
     - `classes`: their names, in the order of their ids;
@@ -129,8 +130,8 @@ def _in_stock(facts: Mapping[str, Any]) -> str:
         )
     if stock.outcome == "differs":
         return (
-            f"**Do not use it in Transformers alone**: {name} loads it, but its logits or {_parts(facts)} are off by up to "
-            f"{stock.difference:.2g} there."
+            f"**Do not use it in Transformers alone**: {name} loads it, but its logits or {_parts(facts)} are off by "
+            f"up to {stock.difference:.2g} there."
         )
     if stock.outcome == "fails":
         return f"It does not run in Transformers alone: {name} refuses it ({_cell(stock.reason)})."

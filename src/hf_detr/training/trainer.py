@@ -32,8 +32,8 @@ from .trainer_evaluation import EvaluationMixin
 
 
 class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
-    """Trains a DetrForObjectDetection, or a DetrForSegmentation, on rows of `DetectionTransform`; arguments are those of
-    `transformers.Trainer`.
+    """Trains a DetrForObjectDetection or a DetrForSegmentation on rows of `DetectionTransform`; its arguments are those
+    of `transformers.Trainer`.
 
         train = transform_dataset(data["train"], DetectionTransform(processor, augment="paper"))
         test = transform_dataset(data["test"], DetectionTransform(processor))

@@ -26,8 +26,8 @@ Curve = list[tuple[float, float]]  # (x, y), in the order logged; y may be NaN
 def plot_curves(history: Sequence[Mapping], path: str | Path) -> None:
     """Draw what a training logged and write it to `path` (its suffix is the format: .png, .svg, .pdf).
 
-    `history`: one dict a logging step, as `Trainer.state.log_history` has them: `loss`, `loss_*` parts, `map*`, `pq*` and
-    `learning_rate`, those of an evaluation with `eval_` before them, and `epoch` or `step`. Other keys are passed
+    `history`: one dict a logging step, as `Trainer.state.log_history` has them: `loss`, `loss_*` parts, `map*`, `pq*`
+    and `learning_rate`, those of an evaluation with `eval_` before them, and `epoch` or `step`. Other keys are passed
     over, as are the losses of single decoder layers (`loss_ce_0`). Where an entry has neither epoch nor step, its
     position counts. AP of -1 (undefined) and values that are not finite leave a gap. Raises ValueError if there is
     nothing to draw.
