@@ -115,7 +115,7 @@ def _runs_in_stock(facts: Mapping[str, Any]) -> bool:
 
 
 def _parts(facts: Mapping[str, Any]) -> str:
-    return "boxes" if _task(facts).model_class == "DetrForObjectDetection" else "boxes and masks"
+    return "logits and boxes" if _task(facts).tag == "object-detection" else "logits, boxes and masks"
 
 
 def _in_stock(facts: Mapping[str, Any]) -> str:
@@ -125,12 +125,12 @@ def _in_stock(facts: Mapping[str, Any]) -> str:
     name = f"transformers {stock.version}"
     if stock.outcome == "equal":
         return (
-            f"It runs in Transformers without further code: {name} gave the same logits and {_parts(facts)}, to "
+            f"It runs in Transformers without further code: {name} gave the same {_parts(facts)}, to "
             f"{stock.difference:.0e}, when this card was written."
         )
     if stock.outcome == "differs":
         return (
-            f"**Do not use it in Transformers alone**: {name} loads it, but its logits or {_parts(facts)} are off by "
+            f"**Do not use it in Transformers alone**: {name} loads it, but its {_parts(facts)} are off by "
             f"up to {stock.difference:.2g} there."
         )
     if stock.outcome == "fails":
@@ -145,7 +145,7 @@ def _evaluation(facts: Mapping[str, Any]) -> list[str]:
     metrics, task = evaluation["metrics"], _task(facts)
     counts = ", ".join(
         f"{metrics[key]:,} {noun}"
-        for key, noun in (("num_images", "images"), ("num_targets", "objects"))
+        for key, noun in (("num_images", "images"), ("num_targets", task.counted))
         if key in metrics
     )
     lines = [
