@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import torch
 from datasets import Dataset, IterableDataset
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.collator import DetectionCollator
@@ -130,17 +130,6 @@ def evaluate_model(
     if streams:
         check_image_ids(evaluator.num_duplicates)
     return evaluator
-
-
-def finite_detections(
-    processor: Any, outputs: Any, sizes_hw: Any, images: Sequence | None = None, threshold: float = 0.0
-) -> list[dict[str, Tensor]]:
-    """`post_process_object_detection` of finite outputs; without a threshold, for AP is made of the low scores too.
-
-    Raises ValueError as `check_finite` does.
-    """
-    check_finite(outputs, images)
-    return processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes_hw)
 
 
 def check_finite(outputs: Any, images: Sequence | None = None) -> None:

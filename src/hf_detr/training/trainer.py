@@ -116,8 +116,7 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
             processing_class = next((one.processor for one in transforms if one is not None), None)
 
         if args.metric_for_best_model == "map":  # the default, which says "what this is judged by"
-            evaluated = next(iter(eval_dataset.values())) if isinstance(eval_dataset, dict) else eval_dataset
-            args.metric_for_best_model = BEST_BY[task_of(model, evaluated)]
+            args.metric_for_best_model = BEST_BY[task_of(model, eval_dataset)]
         self.evaluator: CocoEvaluator | PanopticEvaluator | None = None
         self.data_wait_share: float | None = None
         self._waited_s = self._evaluated_s = 0.0

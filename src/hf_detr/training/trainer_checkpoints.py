@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from ..checkpoints.card_facts import base_of, card_facts
 from ..checkpoints.model_card import model_card
 from ..checkpoints.stock_check import StockCheck
+from ..evaluation.tasks import task_of
 from .checkpoint_folders import TRAINED_WEIGHTS, TRAINING_ONLY
 
 # Of each process: the losses since the last entry of the log, and the position in a stream.
@@ -99,6 +100,7 @@ class CheckpointMixin:
             },
         )
         if self.evaluator is not None and len(self.evaluator):
+            facts["task"] = task_of(self.model, self.eval_dataset)
             facts["evaluation"] = {"split": "evaluation", "metrics": self.evaluator.compute()}
             if self.state.best_model_checkpoint:
                 facts["evaluation"]["selection_split"] = "evaluation"

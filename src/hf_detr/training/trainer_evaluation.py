@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..data.schema import stuff_ids
 from ..data.streams import is_stream
-from ..evaluation import evaluate_detections, evaluator_of, task_of
+from ..evaluation import CocoEvaluator, PanopticEvaluator, evaluate_detections, evaluator_of, task_of
 from ..evaluation.batches import SameSizeBatches, check_image_ids, processed_sizes_hw, unpadded
 from ..evaluation.evaluator import check_finite
 from ..image_processing_detr import DetrImageProcessor
@@ -41,13 +42,9 @@ class EvaluationMixin:
         processes and workers read it.
         """
         model = self._evaluated_model()
-        config, args = self.model.config, self.args
         processor = self.processing_class or DetrImageProcessor()
-        evaluator = evaluator_of(
-            task_of(self.model, dataloader.dataset), config.id2label, args.eval_max_detections,
-            args.eval_score_threshold, config.label_ids_to_fuse,
-        )  # fmt: skip
-        losses = EvaluationLosses(config)
+        evaluator = self._new_evaluator(dataloader.dataset)
+        losses = EvaluationLosses(self.model.config)
         collapse, predictions, order, num_images = QueryCollapse(), [], [], 0
         share = dataloader.batch_sampler if isinstance(dataloader.batch_sampler, SameSizeBatches) else None
         rows = _Rows(dataloader.dataset)
@@ -130,6 +127,14 @@ class EvaluationMixin:
             metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
             num_samples=sum(gather_object([num_images])),
         )
+
+    def _new_evaluator(self, dataset: Any) -> CocoEvaluator | PanopticEvaluator:
+        """That of the task; what the model does not say of stuff, the data do."""
+        task, config, args = task_of(self.model, dataset), self.model.config, self.args
+        stuff, rows = getattr(config, "label_ids_to_fuse", None), raw_rows(dataset, "objects")
+        if task == "panoptic" and stuff is None and rows is not None:
+            stuff = stuff_ids(rows)
+        return evaluator_of(task, config.id2label, args.eval_max_detections, args.eval_score_threshold, stuff)
 
     def _evaluated_model(self) -> nn.Module:
         """The bare model (a data-parallel wrapping would wait for the others, whose shares differ), or its average."""
