@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_detr import DetrForSegmentation, tiny_checkpoint
+from hf_detr import DetrForSegmentation, DetrImageProcessor, tiny_checkpoint
 from hf_detr.data.schema import id2label, stuff_ids
 from hf_detr.data.synthetic.digits import digit_scenes
 from hf_detr.data.transform import DetectionTransform, transform_dataset
