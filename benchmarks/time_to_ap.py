@@ -4,8 +4,9 @@
     python benchmarks/time_to_ap.py bccd --data ../shared/data/bccd --start runs/start --minutes 15
     python benchmarks/time_to_ap.py digits --only denoising groups average   # one training-only part at a time
 
-Every run is a process of its own with one thread, `--jobs` of them at once (no more than there are idle cores; one on a
-GPU). Results are merged into benchmarks/results/time_to_ap_<case>_<device>.json after each run, and plotted beside it.
+Every run is a process of its own with one thread, `--jobs` of them at once (no more than there are cores; one on a
+GPU). Results are merged into benchmarks/results/time_to_ap_<case>_<device>.json after each run, and plotted beside it;
+runs that are there with the same settings and clock are not run again, so that a sweep that was stopped goes on.
 """
 
 import argparse
@@ -35,6 +36,9 @@ def main() -> int:
     results = args.output or HERE / "results" / f"time_to_ap_{args.case}_{args.device}.json"
     results.parent.mkdir(parents=True, exist_ok=True)
     told = json.loads(results.read_text()) if results.exists() else {"runs": {}}
+    if told["runs"] and told["minutes"] != args.minutes:
+        print(f"{results} holds runs of {told['minutes']:g} minutes; move it, or name another file (--output).")
+        return 2
     told.update(case=args.case, minutes=args.minutes, environment=environment(args))
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "case.pt"
@@ -57,6 +61,9 @@ def run_all(args: argparse.Namespace, prepared: Path, told: dict, results: Path)
 
     def work(job: tuple[int, str]) -> None:
         seed, name = job
+        earlier = told["runs"].get(name, {}).get(str(seed), {})
+        if earlier.get("settings") == settings_of(name):
+            return
         core = cores.get()
         try:
             run = start_run(args, name, seed, core, prepared)
@@ -77,8 +84,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=("digits", "shapes", "bccd"))
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=CONTESTANTS, help=f"of {', '.join(CONTESTANTS)}")
-    parser.add_argument("--minutes", type=float, default=10.0, help="training time of each run")
-    parser.add_argument("--points", type=int, default=8, help="evaluations of each run")
+    parser.add_argument("--minutes", type=float, default=15.0, help="training time of each run")
+    parser.add_argument("--points", type=int, default=15, help="evaluations of each run")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds 0, 1, ...")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--device", default="cpu")

@@ -23,6 +23,7 @@ from hf_detr.data.synthetic.digits import digit_scenes
 from hf_detr.training import evaluate_model, parameter_groups
 from hf_detr.training.ema import WeightAverage
 from hf_detr.training.recipes import apply_recipe, class_head_rate_of
+from hf_detr.wording import counted
 
 IMAGE_SIZE = 96
 
@@ -50,7 +51,7 @@ def make_model(names: dict[int, str]) -> DetrForObjectDetection:
 
 
 def prepare(processor: DetrImageProcessor, scenes) -> tuple[torch.Tensor, list[dict]]:
-    """All pictures, normalised, in one tensor (N, 3, 96, 96) float16, and their labels: 6,000 are 330 MB."""
+    """All images, normalised, in one tensor (N, 3, 96, 96) float16, and their labels: 6,000 are 330 MB."""
     pixels, labels = [], []
     for start in range(0, len(scenes), 500):
         rows = [scenes[index] for index in range(start, min(start + 500, len(scenes)))]
@@ -110,7 +111,7 @@ def main() -> None:
             bar.refresh()
 
     facts = {
-        "minutes": f"{args.minutes:g} minutes on {args.device}, {torch.get_num_threads()} thread(s)",
+        "minutes": f"{args.minutes:g} minutes on {args.device}, {counted(torch.get_num_threads(), 'thread')}",
         "steps": f"{step:,}, {step / (time.monotonic() - start):.1f} a second",
         "images a step": args.batch_size,
         "optimizer": f"AdamW {args.learning_rate:g}, cosine to 0, gradients clipped at 1",
@@ -131,7 +132,8 @@ def write(model, processor, folder: Path, recipe: dict, test: Dataset, num_train
         model,
         "tiny",
         dataset={
-            "name": "generated scenes of handwritten digits (hf_detr.digit_scenes)",
+            "name": "generated scenes of handwritten digits",
+            "source": "made by `hf_detr.digit_scenes`",
             "splits": {"train": {"images": num_train}, "test": {"images": len(test)}},
         },
         recipe={"script": "examples/train_tiny_checkpoint.py", **recipe},

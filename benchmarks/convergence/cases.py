@@ -1,6 +1,6 @@
 """The data sets on which convergence is measured, all of them prepared in memory, and the weights everyone starts from.
 
-digits: generated scenes of handwritten digits, 64 px, from random weights.
+digits: generated scenes of handwritten digits, 96 px, from random weights.
 shapes: generated scenes of drawn shapes, 96 px, from the small checkpoint of this package.
 bccd:   real photographs of blood cells, from an ImageNet backbone and what else examples/start_from_efficientnet.py
         made: by default the transformer of the small checkpoint.
@@ -45,10 +45,9 @@ def prepare(name: str, data: Path | None, start: Path | None, file: Path) -> Non
     if name == "digits":
         from hf_detr.data.synthetic.digits import digit_scenes
 
-        processor = DetrImageProcessor(size={"height": 64, "width": 64})
-        easy = {"digits": range(3), "max_objects": 3}  # what stock, too, learns something of in minutes
-        train, test = digit_scenes(6_000, 64, **easy), digit_scenes(200, 64, **easy, seed=1, split="test")
-        case = Case(name, *_inputs(processor, train), test, processor, 16, 5e-4, 5e-4, False, True)
+        processor = DetrImageProcessor(size={"height": 96, "width": 96})
+        train, test = digit_scenes(6_000, 96), digit_scenes(200, 96, seed=1, split="test")
+        case = Case(name, *_inputs(processor, train), test, processor, 32, 1e-3, 1e-3, False, True)
     elif name == "shapes":
         from hf_detr.data.synthetic.shapes import shape_scenes
 
@@ -74,7 +73,7 @@ def write_start(case: Case, start: Path, seed: int) -> None:
         sizes |= {"encoder_ffn_dim": 256, "decoder_ffn_dim": 256}
         dropouts = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
         frozen = {"freeze_backbone_norms": False, "freeze_backbone_until": None}  # nothing published to keep
-        # dilation: a map of 4 x 4 cells
+        # dilation: a map of 6 x 6 cells
         config = DetrConfig(backbone="test_resnet", dilation=True, id2label=names, **sizes, **dropouts, **frozen)
         model = DetrForObjectDetection(config)
     else:

@@ -21,6 +21,10 @@ DEFAULTS = {
     "encoder_auxiliary_loss": False,
     "averages": False,  # the moving average of recipe="fast"
     "class_head_rate": 1.0,  # times the transformer's learning rate
+    "rate": 1.0,  # times the learning rates of the case
+    "batch": 1.0,  # times the batch size of the case
+    "clip": 1.0,  # the gradients' largest norm
+    "schedule": "cosine",  # of `one_run.rate_at`
     "example_recipe": False,  # the optimizer of transformers' example and guide
     "restored": False,  # stock, with the activations in the backbone's norms that it drops
     "share_of_time": 1.0,  # trains for a part of the time, with the whole schedule in it
@@ -28,6 +32,7 @@ DEFAULTS = {
 
 # recipe="fast", which a test compares with the package's
 FAST = {"encoder_auxiliary_loss": True, "class_head_rate": 10.0, "averages": True}
+FAST_DENOISING = {**FAST, "denoising_queries": 3}
 
 CONTESTANTS: dict[str, dict] = {
     # transformers' object-detection example and guide: AdamW 5e-5 for everything, gradients clipped at 0.01
@@ -47,6 +52,21 @@ CONTESTANTS: dict[str, dict] = {
     "encoder": {"encoder_auxiliary_loss": True},
     "denoising": {"denoising_queries": 3},
     "groups": {"query_groups": 3},
+    # what may be added to "fast", one at a time
+    "fast-denoising": FAST_DENOISING,
+    "fast-denoising-1": {**FAST, "denoising_queries": 1},
+    "fast-denoising-6": {**FAST, "denoising_queries": 6},
+    "fast-denoising-box-noise": {**FAST_DENOISING, "denoising_box_noise": 0.8},
+    "fast-denoising-groups": {**FAST_DENOISING, "query_groups": 2},
+    "fast-denoising-rate-2": {**FAST_DENOISING, "rate": 2.0},
+    "fast-denoising-rate-half": {**FAST_DENOISING, "rate": 0.5},
+    "fast-denoising-one-cycle": {**FAST_DENOISING, "schedule": "one-cycle", "rate": 2.0},
+    "fast-denoising-step": {**FAST_DENOISING, "schedule": "step"},
+    "fast-denoising-batch-half": {**FAST_DENOISING, "batch": 0.5},
+    "fast-denoising-clip": {**FAST_DENOISING, "clip": 0.1},
+    "fast-denoising-head-rate-3": {**FAST_DENOISING, "class_head_rate": 3.0},
+    "paper-rate-half": {"rate": 0.5},
+    "fast-rate-half": {**FAST, "rate": 0.5},
 }
 
 

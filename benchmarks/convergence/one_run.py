@@ -1,14 +1,15 @@
 """Trains one contestant for so many minutes and writes its AP over time as JSON: one process a run.
 
-The clock counts training steps alone, batches and moving average included, evaluation and preparation not. All have the
-same batches in the same order, the precision of the case, and the same schedule over the clock: a warm-up over a
-twentieth of it, and a cosine to zero.
+The clock counts training steps alone, batches and moving average included, evaluation and preparation not: on the CPU
+the seconds that the process computed, so that what else the machine does matters little; on a GPU the wall clock. All
+have the same images in the same order and the precision of the case. The schedule runs over the clock, see `rate_at`.
 """
 
 import copy
 import json
 import math
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -27,9 +28,11 @@ def train(prepared: Path, start: Path, settings: dict, seed: int, minutes: float
     write_start(case, start, seed)
     torch.manual_seed(seed)
     model = make_model(start, settings).to(device)
-    optimizer = make_optimizer(model, settings, case.rate, case.backbone_rate)
+    optimizer = make_optimizer(model, settings, case.rate * settings["rate"], case.backbone_rate * settings["rate"])
     rates = [group["lr"] for group in optimizer.param_groups]
-    clip = 0.01 if settings["example_recipe"] else 1.0
+    clip = 0.01 if settings["example_recipe"] else settings["clip"]
+    batch_size = round(case.batch_size * settings["batch"])
+    now = time.perf_counter if device == "cuda" else time.process_time
     average = WeightAverage(model, decay=None) if settings["averages"] else None
     orders, flips = random.Random(seed), random.Random(seed + 1)
     minutes *= settings["share_of_time"]
@@ -39,18 +42,17 @@ def train(prepared: Path, start: Path, settings: dict, seed: int, minutes: float
             weights = average.model if average else copy.deepcopy(model).eval()
             numbers = evaluate_model(weights, case.processor, case.test, batch_size=32).compute()
             curve.append({"seconds": clock, "steps": step, "map": numbers["map"], "map_50": numbers["map_50"]})
-            print(json.dumps(curve[-1]), flush=True)
+            print(json.dumps(curve[-1]), file=sys.stderr, flush=True)
             if len(curve) == points:
                 break
-        begun = time.perf_counter()
-        done = min(1.0, clock / budget)
-        rate = min(1.0, max(done, 1e-4) / 0.05) * 0.5 * (1 + math.cos(math.pi * done))
+        begun = now()
+        rate = rate_at(clock / budget, settings["schedule"])
         for group, full in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = full * rate
-        if len(order) < case.batch_size:
+        if len(order) < batch_size:
             order = list(range(len(case.labels)))
             orders.shuffle(order)
-        chosen, order = order[: case.batch_size], order[case.batch_size :]
+        chosen, order = order[:batch_size], order[batch_size:]
         pixels, labels = _batch(case, chosen, flips, device)
         with torch.autocast(device, torch.bfloat16, enabled=case.mixed_precision):
             loss = model(pixels, labels=labels).loss
@@ -63,9 +65,24 @@ def train(prepared: Path, start: Path, settings: dict, seed: int, minutes: float
             average.update(model, step)
         if device == "cuda":
             torch.cuda.synchronize()
-        clock += time.perf_counter() - begun
-    return {"settings": settings, "seed": seed, "images": step * case.batch_size, "ms_per_step": 1000 * clock / step,
+        clock += now() - begun
+    return {"settings": settings, "seed": seed, "images": step * batch_size, "ms_per_step": 1000 * clock / step,
             "curve": curve}  # fmt: skip
+
+
+def rate_at(done: float, schedule: str) -> float:
+    """The share of the learning rate when `done` of the clock, in [0, 1], is over.
+
+    "cosine": a warm-up over a twentieth, then a cosine to zero; "one-cycle": the same with a warm-up over a quarter;
+    "step": a warm-up over a fiftieth, and a tenth after four fifths.
+    """
+    done = min(1.0, max(done, 1e-4))
+    if schedule == "step":
+        return min(1.0, done / 0.02) * (1.0 if done < 0.8 else 0.1)
+    warm_up = {"cosine": 0.05, "one-cycle": 0.25}[schedule]
+    if schedule == "one-cycle" and done > warm_up:
+        return 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
+    return min(1.0, done / warm_up) * (0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else 1.0)
 
 
 def _batch(case, chosen: list[int], flips: random.Random, device: str) -> tuple[torch.Tensor, list[dict]]:

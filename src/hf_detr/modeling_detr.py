@@ -9,6 +9,7 @@ import warnings
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from os import PathLike
+from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
@@ -21,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from .checkpoints.card_facts import card_facts
+from .checkpoints.files import check_weights
 from .checkpoints.model_card import model_card
 from .checkpoints.original import load_original
 from .checkpoints.surgery import resized_embedding, shared_classes, transferred_embedding, transferred_linear
@@ -136,7 +138,11 @@ class DetrPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in Transformers. The backbone's weights come from the checkpoint alone: nothing else is opened."""
+        """As in Transformers. The backbone's weights come from the checkpoint alone: nothing else is opened.
+        ValueError, naming the file, for weights in a folder that are cut off, or lie outside of it."""
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if source is not None and Path(source).is_dir():
+            check_weights(Path(source, kwargs.get("subfolder") or ""))
         token = loading_checkpoint.set(True)
         try:
             loaded = super().from_pretrained(*args, **kwargs)

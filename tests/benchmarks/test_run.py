@@ -15,6 +15,7 @@ CASES = [
     "loss_small",
     "image_processor",
     "post_processing",
+    "panoptic_post_processing",
     "epoch_mixed_ratios",
     "host_work",
 ]

@@ -22,10 +22,10 @@ COMMAND = [sys.executable, "-m", "hf_detr.cli.main"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def hf_detr(*words, cwd=None) -> subprocess.CompletedProcess:
+def hf_detr(*words, cwd=None, environment=ENVIRONMENT) -> subprocess.CompletedProcess:
     """`hf-detr WORDS`, finished; with `stdout`, `stderr`, `returncode`."""
     command = [*COMMAND, *map(str, words)]
-    return subprocess.run(command, env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
 def hf_detr_here(monkeypatch, *words) -> int:

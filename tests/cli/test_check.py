@@ -54,7 +54,7 @@ def test_check_judges_the_number_of_queries_given_or_that_of_a_model(digits_dir,
         (("--model", "."), "no config.json"),
         (("--num-queries", "0"), "--num-queries: 0 is not a whole number of at least 1"),
         (("--num-queries", "5", "--model", "x"), "not allowed with argument"),
-        (("--model", "nobody/nothing"), "nobody/nothing: no configuration could be read"),
+        (("--model", "nobody/nothing"), "error: nobody/nothing: "),
     ],
 )
 def test_impossible_queries_or_models_are_a_users_error(digits_dir, tmp_path, more, words):

@@ -159,7 +159,7 @@ def test_train_on_a_corrupt_image_stops_before_it_starts_and_names_it(tmp_path):
     data = write_coco(tmp_path / "coco")
     (data / "val2017" / "b.png").write_bytes(b"no picture")
     done = hf_detr("train", data, "--output", tmp_path / "run", *TINY)
-    assert_one_line_and_exit_code_2(done, "1 problems in the data", "b.png", "hf-detr check")
+    assert_one_line_and_exit_code_2(done, "1 problem in the data", "b.png", "hf-detr check")
 
 
 def test_train_refuses_what_would_overwrite_or_change_a_run(undisturbed, digits_dir, tmp_path):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from hf_detr import DetrForObjectDetection, DetrImageProcessor
 from hf_detr.cli import _video
+from hf_detr.cli._predict_run import PredictRun
 from hf_detr.cli._prediction import Predictor
 from hf_detr.cli._video import FrameReader, VideoWriter
 
@@ -89,6 +90,29 @@ def test_a_damaged_video_gives_what_was_before_and_one_that_is_none_is_skipped(
     assert len(json.loads((tmp_path / "out/clip.json").read_text())) == 7
     assert len(json.loads((tmp_path / "out/cut.json").read_text())) < 7
     assert not list((tmp_path / "out").glob("*.mp4"))
+
+
+def test_an_interrupt_keeps_the_frames_so_far(clip, model_dir, tmp_path, monkeypatch):
+    counted = []
+
+    def count(self, rows):
+        counted.append(rows)
+        if len(counted) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(PredictRun, "_count", count)
+    assert hf_detr_here(monkeypatch, "predict", model_dir, clip, "--output", tmp_path / "out") == 130
+    entries = json.loads((tmp_path / "out/clip.json").read_text())
+    assert [entry["frame"] for entry in entries] == [0, 1, 2, 3]
+    assert len(list(FrameReader(tmp_path / "out/clip.mp4"))) == 3  # those that were counted
+
+
+def test_a_video_that_cannot_be_written_costs_its_drawing_alone(clip, model_dir, tmp_path, monkeypatch, capsys):
+    (tmp_path / "out/clip.mp4").mkdir(parents=True)
+    words = [model_dir, clip, "--output", tmp_path / "out", "--overwrite"]
+    assert hf_detr_here(monkeypatch, "predict", *words) == 1
+    assert "1 not drawn:" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "out/clip.json").read_text())) == 7
 
 
 def test_a_webcam_is_read_like_a_file(monkeypatch, clip):

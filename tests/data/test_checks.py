@@ -37,7 +37,7 @@ def test_a_sound_data_set_has_numbers_and_no_problems(coco_dir):
     text = report.text()
     for expected in (
         "no problems",
-        "3 images, 3 objects, 1 images without objects",
+        "3 images, 3 objects, 1 image without objects",
         "num_queries=100 is enough",
         "dog",
     ):
@@ -233,3 +233,13 @@ def test_a_contact_sheet_survives_what_it_is_there_to_show(coco_dir, tmp_path):
         assert draw_contact_sheet(dataset, tmp_path / "sheet.jpg").stat().st_size > 0
     with pytest.raises(ValueError, match="empty data set"):
         draw_contact_sheet(digit_scenes(0), tmp_path / "sheet.png")
+
+
+def test_a_contact_sheet_escapes_class_names_that_cannot_be_written(coco_dir, tmp_path):
+    sheets = []
+    for number, name in enumerate(("two\nlines\u202e", r"two\nlines\u202e", "two lines")):
+        for split in ("train2017", "val2017"):
+            change_coco(coco_dir, lambda content, name=name: content["categories"][0].update(name=name), split)
+        dataset = load_detection_dataset(coco_dir)["train"]
+        sheets.append(Image.open(draw_contact_sheet(dataset, tmp_path / f"{number}.png")).tobytes())
+    assert sheets[0] == sheets[1] != sheets[2]

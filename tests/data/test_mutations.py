@@ -12,12 +12,14 @@ import pytest
 from datasets import disable_progress_bars
 
 from hf_detr import DetectionTransform, DetrImageProcessor, shape_scenes, transform_dataset
+from hf_detr.checkpoints.tiny import tiny_checkpoint
 from hf_detr.cli._training import load_splits, print_report
 from hf_detr.cli.main import main
 from hf_detr.data.checks import check_dataset
 from hf_detr.data.loading import load_detection_dataset
 from hf_detr.evaluation import CocoEvaluator
 
+from ..small_models import small_model
 from .formats.test_mask_formats import voc_masks
 from .mask_folders import write_coco_folder, write_panoptic_folder
 from .tiny_data import SCENES, write_pictures
@@ -102,7 +104,6 @@ def change_words(text: str, rng: random.Random) -> str:
     return "\n".join(lines)
 
 
-TEXTS = (".json", ".jsonl", ".xml", ".txt", ".yaml")
 CHANGES = {".json": change_json, ".xml": change_xml}
 
 
@@ -173,8 +174,33 @@ def test_what_check_passes_of_masks_can_be_trained_on(request, tmp_path, monkeyp
     assert 0 < passed < 30
 
 
+TRAIN = ["--backbone", "test_resnet", "--epochs", "1", "--workers", "0", "--device", "cpu", "--hold-out", "0.4"]
+
+
+@pytest.fixture(scope="module")
+def detector():
+    """A model of the two classes, and its processor."""
+    model = small_model(num_labels=2)
+    model.config.id2label, model.config.label2id = {0: "cat", 1: "dog"}, {"cat": 0, "dog": 1}
+    return model, DetrImageProcessor(size={"height": 16, "width": 16})
+
+
+def codes_of_commands(root, is_sound: bool, done: str) -> dict[str, int]:
+    """Exit codes of the commands that take the data; `train` where it refuses them."""
+    output, model = str(root.with_suffix(".out")), tiny_checkpoint()
+    codes = {"evaluate": main(["evaluate", model, str(root), "--device", "cpu"])}
+    if not is_sound:
+        codes["train"] = main(["train", str(root), "--output", output, *TRAIN])
+    if done.split()[0].endswith(".png"):
+        codes["predict"] = main(["predict", model, str(root), "--output", output + "put", "--device", "cpu"])
+    return codes
+
+
 @pytest.mark.parametrize("format", ["coco", "voc", "voc_masks", "yolo", "panoptic", "hub", "saved"])
-def test_what_check_passes_train_reads_and_nothing_ends_in_a_traceback(request, tmp_path, monkeypatch, capsys, format):
+def test_what_check_passes_train_reads_and_no_command_ends_in_a_traceback(
+    request, tmp_path, monkeypatch, capsys, detector, format
+):
+    monkeypatch.setattr("hf_detr.cli._running.load_model", lambda *_: detector)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     disable_progress_bars()
@@ -190,8 +216,12 @@ def test_what_check_passes_train_reads_and_nothing_ends_in_a_traceback(request, 
             warnings.simplefilter("ignore")
             code = main(["check", str(root)])
             reads = train_reads(root)
-        said = capsys.readouterr()
+            said = capsys.readouterr()
+            codes = codes_of_commands(root, reads, done)
         assert code in (0, 1, 2), done
+        assert codes["evaluate"] in (0, 2), done
+        assert codes.get("train", 2) == 2, done
+        assert codes.get("predict", 0) in (0, 1, 2), done
         assert reads == (code == 0), f"{done}\n{said.out}\n{said.err}"
         if code == 2:
             line = said.err.strip().splitlines()[-1]

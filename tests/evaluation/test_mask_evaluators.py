@@ -7,8 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_detr import shape_scenes
 from hf_detr.data.masks import decode_segmentation
+from hf_detr.data.schema import class_names
 from hf_detr.evaluation import CocoEvaluator, EvaluatorGroup, PanopticEvaluator, SemanticEvaluator
+from hf_detr.evaluation.panoptic import read_truth
 
 from .mask_cases import (
     SIZE_HW,
@@ -135,6 +138,24 @@ def test_masks_that_cannot_be_compared_are_named(change, message):
         CocoEvaluator(iou_type="segm").update([result], [row])
 
 
+def test_images_without_masks_are_counted():
+    nothing = {"scores": [], "labels": [], "boxes": [], "masks": []}
+    row = {"image_id": 1, "height": 20, "width": 20, "annotations": []}
+    evaluator = CocoEvaluator(CLASSES, iou_type="segm")
+    assert evaluator.compute()["map"] == -1
+    evaluator.update([nothing], [row])
+    assert (evaluator.compute()["num_images"], evaluator.compute()["map"]) == (1, -1)
+    target = {"bbox": [0, 0, 9, 9], "category_id": 0, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
+    evaluator.update([nothing], [{**row, "image_id": 2, "annotations": [target]}])
+    assert evaluator.compute()["map"] == 0
+    with pytest.raises(ValueError, match="the size of the image is not known"):
+        CocoEvaluator(iou_type="segm").update([nothing], [{"image_id": 3, "annotations": [target]}])
+    of_boxes = CocoEvaluator(CLASSES)
+    of_boxes.update([nothing], [row])
+    with pytest.raises(ValueError, match="image 1: has no masks"):
+        evaluator.merge(of_boxes.state())
+
+
 def test_an_unknown_kind_of_overlap_is_named():
     with pytest.raises(ValueError, match="iou_type='mask': expected 'bbox' for boxes or 'segm'"):
         CocoEvaluator(iou_type="mask")
@@ -183,6 +204,21 @@ def test_panoptic_rows_give_the_numbers_of_their_maps(tmp_path):
     assert fed(PanopticEvaluator(CLASSES), results, rows).compute() == expected
     tensors = [{**one, "segmentation": torch.from_numpy(one["segmentation"])} for one in results]
     assert fed(PanopticEvaluator(CLASSES, stuff=STUFF), tensors, targets).compute() == expected
+
+
+def test_the_truth_of_generated_scenes_has_a_quality_of_one():
+    scenes = shape_scenes(3, task="panoptic")
+    results = []
+    for row in scenes:
+        truth = read_truth(row, (96, 96), "scene")
+        ids = np.zeros((96, 96), np.int32)
+        for number, counts in enumerate(truth.counts, start=1):
+            ids[decode_segmentation({"size": [96, 96], "counts": counts}, (96, 96)) > 0] = number
+        infos = [{"id": number, "label_id": int(label)} for number, label in enumerate(truth.labels, start=1)]
+        results.append({"segmentation": ids, "segments_info": infos})
+    metrics = fed(PanopticEvaluator(class_names(scenes)), results, list(scenes)).compute()
+    assert metrics["pq_things"] == metrics["pq_stuff"] == 1
+    assert {name for name, one in metrics["per_class"].items() if not one["is_thing"]} >= {"striped", "checked"}
 
 
 def test_fused_dicts_are_one_segment_and_an_empty_result_finds_nothing():

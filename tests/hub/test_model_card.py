@@ -7,7 +7,8 @@ from hf_detr.checkpoints.stock_check import StockCheck
 from hf_detr.checkpoints.tiny import tiny_checkpoint
 
 METRICS = {
-    "map": 0.5, "map_50": 0.81239, "map_75": 0.4, "map_small": -1.0, "mar_100": 0.6, "num_images": 3, "num_targets": 9,
+    "map": 0.5, "map_50": 0.81239, "map_75": 0.4, "map_small": -1.0, "mar_1": 0.2, "mar_100": 0.6,
+    "num_images": 3, "num_targets": 9,
     "per_class": {"a|b": {"map": 0.5, "map_50": 0.8, "num_targets": 9}},
 }  # fmt: skip
 FACTS = {
@@ -45,7 +46,8 @@ def test_body_tells_data_recipe_results_and_both_ways_to_use_it():
     _, body = parts(model_card(FACTS))
     for needed in (
         "| AP50 | 0.812 |", "| AP small (up to 32 x 32 px) | - |", "| a\\|b | 0.500 | 0.800 | 9 |",
-        "| train | 1,205 | 2,805 |", "| epochs | 3 |", "![Some images.](predictions.png)",
+        "| train | 1,205 | 2,805 |", "| epochs | 3 |", "| AR, 1 detection | 0.200 |", "| AR, 100 detections | 0.600 |",
+        "It finds 1 class: ", "(3 images, 9 objects)", "![Some images.](predictions.png)",
         'from_pretrained("somebody/cells")', 'pipeline("object-detection", model="somebody/cells")', "threshold=0.7",
     ):  # fmt: skip
         assert needed in body
@@ -64,6 +66,33 @@ def test_a_card_of_a_name_alone_has_no_empty_sections():
     assert "model-index" not in front
     assert "## Data" not in body
     assert "None" not in body
+
+
+def test_a_card_says_what_it_is_for_where_its_data_is_from_and_what_nobody_told_it():
+    _, body = parts(model_card({**FACTS, "model": {"queries": 1}}))
+    limits = body.split("## Intended use and limits\n")[1].split("## ")[0]
+    assert "at most 1 object in an image" in limits
+    assert "known for the split `test` of 3 images alone" in limits
+    assert "add it:* where the data is from; the licence of the data" in limits
+    local = {**FACTS["dataset"], "format": "coco"}
+    assert "BCCD, local files in the format `coco`." in model_card({**FACTS, "dataset": local})
+    made = model_card({**FACTS, "dataset": {**local, "source": "made by a script"}})
+    assert "BCCD, made by a script" in made
+    assert "where the data is from" not in made
+    hub = model_card({**FACTS, "dataset": {"name": "me/cells", "hub_id": "me/cells"}})
+    assert "[me/cells](https://huggingface.co/datasets/me/cells)" in hub
+    assert "where the data is from" not in hub
+    alone = model_card({"name": "cells"})
+    assert "Its accuracy was not measured" in alone
+    assert "where the data is from" in alone
+
+
+def test_names_that_no_file_can_hold_are_escaped():
+    names = ["a\nb", "\udcff", "c\x1b[31m"]
+    card = model_card({"name": "cells", "classes": names, "dataset": {"name": "\udcff"}})
+    card.encode("utf-8")
+    for shown in ("`a\\nb`", "`\\udcff`", "`c\\x1b[31m`"):
+        assert shown in card
 
 
 def test_a_misspelt_fact_is_an_error_that_names_it():

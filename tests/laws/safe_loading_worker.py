@@ -66,6 +66,8 @@ def make_elsewhere() -> None:
     content = {"model_type": "evil", "auto_map": {"AutoConfig": "code.EvilConfig"}, "architecture": "test_resnet"}
     (ELSEWHERE / "config.json").write_text(json.dumps(content))
     save_file({"x": torch.zeros(1)}, ELSEWHERE / "model.safetensors")
+    Image.new("RGB", (40, 30)).save(ELSEWHERE / "secret.png")
+    (ELSEWHERE / "secret.xml").write_text(voc_xml("secret", [("cat", (4, 6, 10, 12))]))
     torch.save({"x": Payload()}, ELSEWHERE / "weights.pth")
     (ELSEWHERE / "secret.txt").write_text("secret")
 
@@ -162,6 +164,19 @@ def weights() -> None:
     (folder / "model.safetensors").unlink()
     torch.save({"x": Payload()}, folder / "pytorch_model.bin")
     attempt("pytorch_model.bin", DetrForObjectDetection.from_pretrained, folder)
+    folder = FOLDER / "adapter"
+    small_model().save_pretrained(folder)
+    adapter = {"base_model_name_or_path": str(ELSEWHERE), "peft_type": "LORA", "r": 2, "target_modules": ["fc1"]}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    attempt("an adapter of another model", DetrForObjectDetection.from_pretrained, folder)
+    for number, shard in enumerate(("../elsewhere/model.safetensors", str(ELSEWHERE / "model.safetensors"))):
+        folder = FOLDER / f"shards-{number}"
+        model = small_model()
+        model.save_pretrained(folder)
+        (folder / "model.safetensors").unlink()
+        index = {"metadata": {}, "weight_map": dict.fromkeys(model.state_dict(), shard)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        attempt(f"shard {shard}", DetrForObjectDetection.from_pretrained, folder)
 
 
 def resumed_runs() -> None:
@@ -217,6 +232,18 @@ def data_sets() -> None:
     image["file_name"] = "http://example.invalid/a.png"
     (folder / "_annotations.coco.json").write_text(json.dumps(content))
     attempt("COCO with an address as file", load_detection_dataset, folder)
+    for name in ("../elsewhere/secret.png", str(ELSEWHERE / "secret.png")):
+        image["file_name"] = name
+        (folder / "_annotations.coco.json").write_text(json.dumps(content))
+        attempt(f"COCO with the image {name}", rows_of, folder)
+    folder = FOLDER / "voc-list"
+    for path in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / path).mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(folder / "JPEGImages" / "a.png")
+    (folder / "Annotations" / "a.xml").write_text(voc_xml("a", [("cat", (4, 6, 10, 12))]))
+    for name in ("../../elsewhere/secret", str(ELSEWHERE / "secret")):
+        (folder / "ImageSets" / "Main" / "train.txt").write_text(f"a\n{name}\n")
+        attempt(f"VOC with the list entry {name}", rows_of, folder)
 
 
 if __name__ == "__main__":

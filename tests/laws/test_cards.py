@@ -1,12 +1,16 @@
 """Law 17: a claim in a generated card is checked when the card is written."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
 
+from hf_detr import DetrForObjectDetection
 from hf_detr.checkpoints.card_facts import card_facts
 from hf_detr.checkpoints.model_card import model_card
 from hf_detr.checkpoints.stock_check import check_in_stock
+from hf_detr.checkpoints.tiny import tiny_checkpoint
 from tests.small_models import images, small_model
 
 RESNET = {"model_type": "resnet", "out_features": ["stage4"], "depths": [1, 1, 1, 1], "layer_type": "basic",
@@ -51,6 +55,14 @@ def test_what_stock_cannot_read_says_why():
     assert check.outcome == "fails"
     assert "mismatched" in check.reason
     assert "It does not run in Transformers alone" in card_of(model)
+
+
+def test_the_shipped_card_says_of_stock_what_is_seen_there():
+    model = DetrForObjectDetection.from_pretrained(tiny_checkpoint())
+    said = (Path(tiny_checkpoint()) / "README.md").read_text()
+    claim = "It runs in Transformers without further code: transformers"
+    assert (claim in said) == (check_in_stock(model).outcome == "equal")
+    assert "generated" in said.split("## Data")[1]
 
 
 def test_a_check_that_cannot_be_made_loses_nothing(monkeypatch):

@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from huggingface_hub import metadata_load
 from PIL import Image
 
-from hf_detr import CocoEvaluator, DetrImageProcessor, evaluate_model
+from hf_detr import CocoEvaluator, DetrForObjectDetection, DetrImageProcessor, evaluate_model
+from hf_detr.checkpoints.tiny import tiny_checkpoint
 from hf_detr.cli import evaluate as evaluate_command
+from hf_detr.cli.main import main
 from hf_detr.data.schema import detection_features
+from hf_detr.data.synthetic.digits import digit_scenes
 from hf_detr.data.transform import DetectionTransform, transform_dataset
 from hf_detr.training import DetrTrainer, DetrTrainingArguments
 
@@ -142,3 +146,27 @@ def test_the_number_after_a_training_in_bf16_is_that_of_float32(case, tmp_path):
     plain.load_state_dict(trainer.model.state_dict())
     expected = trainer_of(plain, rows, tmp_path / "plain").evaluate()["eval_loss"]
     assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_ap_of_a_run_is_one_number_in_its_metrics_its_card_and_from_both_evaluations(tmp_path):
+    names = {"train": 12, "validation": 4, "test": 6}
+    rows = {split: digit_scenes(count, 96, seed=index) for index, (split, count) in enumerate(names.items())}
+    DatasetDict(rows).save_to_disk(tmp_path / "data")
+    run, words = tmp_path / "run", ["--epochs", "1", "--workers", "0", "--device", "cpu", "--augment", "none"]
+    words += ["--model", tiny_checkpoint(), "--output", str(run)]
+    assert main(["train", str(tmp_path / "data"), *words]) == 0
+    saved = json.loads((run / "metrics.json").read_text())
+    assert saved["split"] == "test"
+    expected = saved["metrics"]["map"]
+    assert 0.1 < expected < 0.99  # else equal numbers would say little
+
+    [result] = metadata_load(run / "README.md")["model-index"][0]["results"]
+    numbers = {"card": next(one["value"] for one in result["metrics"] if one["name"].startswith("AP ("))}
+    assert f"| AP (IoU 0.50 to 0.95) | {expected:.3f} |" in (run / "README.md").read_text()
+    command = ["evaluate", str(run), str(tmp_path / "data"), "--device", "cpu", "--json", str(tmp_path / "ap.json")]
+    assert main(command) == 0
+    numbers["hf-detr evaluate"] = json.loads((tmp_path / "ap.json").read_text())["map"]
+    model, processor = DetrForObjectDetection.from_pretrained(run), DetrImageProcessor.from_pretrained(run)
+    trainer = trainer_of(model, rows["test"], tmp_path / "again", DetectionTransform(processor))
+    numbers["DetrTrainer.evaluate"] = trainer.evaluate()["eval_map"]
+    assert numbers == pytest.approx(dict.fromkeys(numbers, expected), abs=1e-3)

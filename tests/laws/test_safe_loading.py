@@ -76,6 +76,12 @@ def test_a_refusal_says_where_and_why(outcomes, case, reason):
     assert reason in error
 
 
+def test_a_shard_outside_the_folder_is_refused_with_the_index_that_names_it(outcomes):
+    errors = [outcome["error"] for case, outcome in outcomes.items() if case.startswith("shard ")]
+    assert len(errors) == 2
+    assert all("model.safetensors.index.json: the shard" in error for error in errors)
+
+
 def test_every_argument_of_timms_factory_is_refused():
     """A newer timm may have more of them."""
     arguments = {

@@ -2,8 +2,11 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+import transformers
+from PIL import Image
 from transformers.models.detr.image_processing_detr import DetrImageProcessor as Stock
 
 from hf_detr import DetrImageProcessor
@@ -116,3 +119,32 @@ def test_panoptic_segments_are_stocks_but_for_ids_that_stock_gives_twice():
             collisions += len(set(stock_id.values())) < len(stock_id)
     if not collisions:
         pytest.fail("stock no longer gives an id twice: say so in the table of differences")
+
+
+@pytest.fixture(scope="module")
+def stock_model():
+    """Random, and of all classes sure enough to find something."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "num_queries": 9, "encoder_layers": 1, "decoder_layers": 1, "num_labels": 5}
+    heads = {"encoder_attention_heads": 8, "decoder_attention_heads": 8}
+    config = transformers.DetrConfig(backbone="resnet18", use_pretrained_backbone=False, **sizes, **heads)
+    model = transformers.DetrForSegmentation(config).eval()
+    with torch.no_grad():
+        model.detr.class_labels_classifier.bias[-1] -= 8
+    return model
+
+
+@pytest.mark.parametrize("subtask", ["panoptic", "instance", "semantic"])
+def test_it_serves_stocks_pipeline(stock_model, subtask):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8))
+    options = {} if subtask == "semantic" else {"mask_threshold": 0.0, "overlap_mask_area_threshold": 0.0}
+    ours, stock = (
+        transformers.pipeline("image-segmentation", model=stock_model, image_processor=processor, device="cpu")(
+            image, subtask=subtask, threshold=0.0, **options
+        )
+        for processor in (kind(size={"shortest_edge": 64, "longest_edge": 128}) for kind in (DetrImageProcessor, Stock))
+    )
+    assert len(ours) == len(stock) > 0
+    for one, other in zip(ours, stock, strict=True):
+        assert (one["label"], one["score"]) == (other["label"], other["score"])
+        assert np.array_equal(one["mask"], other["mask"])

@@ -17,7 +17,8 @@ def test_the_card_has_recipe_classes_and_the_ap_of_the_last_evaluation(tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert "# digits" in card
     assert "license: mit" in card
-    assert "(1 steps)" in card
+    assert "| epochs | 0.5 (1 step) |" in card
+    assert "| train | 4 |" in card
     assert "AP50" in card
     assert trainer.model.config.id2label[0] in card
 

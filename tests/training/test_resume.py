@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,18 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(make_traine
     assert [entry["step"] for entry in training_log(again)] == [1, 2, 3]
     with pytest.raises(ValueError, match="checkpoint-2 is no checkpoint, or was not written to its end"):
         again.train(resume_from_checkpoint=run / "checkpoint-2")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "rng_state.pth", "training_weights.safetensors"])
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_a_checkpoint_with_a_file_that_was_cut_off_is_passed_over(undisturbed, tmp_path, file, share):
+    for step in (1, 2):
+        source = Path(undisturbed.args.output_dir) / f"checkpoint-{step}"
+        shutil.copytree(source, tmp_path / source.name)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    content = (tmp_path / "checkpoint-2" / file).read_bytes()
+    (tmp_path / "checkpoint-2" / file).write_bytes(content[: int(share * len(content))])
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
 
 
 def test_resuming_without_a_checkpoint_or_without_its_average_is_an_error(make_trainer, tmp_path):

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from hf_detr.visualization import plot_curves
@@ -96,3 +97,34 @@ def test_the_callers_matplotlib_is_left_alone(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_learning_rate_is_drawn(tmp_path):
+    one = [{"learning_rate": 1e-3, "step": step} for step in (1, 2)]
+    two = [{**entry, "learning_rate_backbone": 1e-4} for entry in one]
+    assert not np.array_equal(drawn(one, tmp_path / "one.png"), drawn(two, tmp_path / "two.png"))
+
+
+def test_no_line_crosses_a_legend(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    plot_curves([{**entry, "learning_rate_backbone": 1e-5} for entry in history(50)], tmp_path / "curves.png")
+    [figure] = figures
+    figure.draw_without_rendering()
+    legends = [axes.get_legend() for axes in figure.axes]
+    assert sum(legend is not None for legend in legends) == 3
+    for axes, legend in zip(figure.axes, legends, strict=True):
+        if legend is not None:
+            assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+            assert legend.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_rates_are_steps_and_small_parts_of_the_loss_are_as_visible_as_large_ones(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    plot_curves(history(), tmp_path / "curves.png")
+    axes = {one.get_title(): one for one in figures[0].axes}
+    assert axes["Parts of the loss"].get_yscale() == axes["Learning rate"].get_yscale() == "log"
+    assert axes["Loss"].get_yscale() == "linear"
+    [line] = axes["Learning rate"].get_lines()
+    assert line.get_drawstyle() == "steps-pre"

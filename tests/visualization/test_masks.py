@@ -6,6 +6,7 @@ import torch
 from hotcoco import mask as coco_mask
 from PIL import Image
 
+from hf_detr import shape_scenes
 from hf_detr.visualization import class_color, draw_masks, draw_panoptic, save_masks_grid
 
 ID2LABEL = {0: "cat", 1: "dog", 2: "sky"}
@@ -104,6 +105,12 @@ def test_a_map_without_segments_and_a_true_map_are_drawn():
     assert draw_masks(image(60, 40), nothing).getcolors() == [(660 * 440, GREY)]
     truth = {"segmentation": np.ones((40, 60), int), "segments_info": [{"id": 1, "label": 1, "is_thing": False}]}
     assert class_color(1) in {color for _, color in draw_panoptic(image(60, 40), truth).getcolors(2**20)}
+
+
+def test_the_true_map_of_a_row_is_drawn():
+    row = shape_scenes(1, task="panoptic")[0]
+    drawn = {color for _, color in draw_panoptic(row["image"], row).getcolors(2**20)}
+    assert {class_color(label) for label in row["objects"]["category"]} <= drawn
 
 
 def test_masks_of_another_size_are_named():

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..wording import counted, printable
 from .card_tasks import CARD_TASKS, CardTask
 from .stock_check import StockCheck
 
@@ -21,15 +22,17 @@ _FACTS = (
 def model_card(facts: Mapping[str, Any]) -> str:
     """The text of README.md, Markdown with YAML front matter.
 
-    `facts`, of which only `name` must be there; what is absent is left out of the card:
+    `facts`, of which only `name` must be there; what is absent is left out of the card, but for the intended use and
+    the limits, where the card says that it is not known:
 
     - `task`: "detection" (default), "instance" or "panoptic";
     - `name`: the title; `repo_id`: "user/name" on the Hub, or a folder, for the snippets (default: `name`);
     - `license`: an identifier of the Hub's (default "apache-2.0"); `base_model`: Hub name it was fine-tuned from;
     - `stock`: the `StockCheck` of the model; without one, the card says nothing of stock transformers;
     - `classes`: their names, in the order of their ids;
-    - `dataset`: {"name", "hub_id" where it is on the Hub, "splits" {split: {"images", "objects", ...}}}; the columns of
-      the table are the numbers that all splits have;
+    - `dataset`: {"name", "hub_id" where it is on the Hub, "source": words for where it is from, "format": how local
+      files were read, "splits" {split: {"images", "objects", ...}}}; the columns of the table are the numbers that all
+      splits have;
     - `model`, `recipe`, `versions`: {what: value}, each a table of two columns;
     - `evaluation`: {"split", "metrics": what the task's evaluator computes, "selection_split": the one by which the
       best epoch was chosen, if any was};
@@ -48,13 +51,14 @@ def model_card(facts: Mapping[str, Any]) -> str:
         *_evaluation(facts),
         *(f"![{caption}]({file})\n\n*{caption}*" for file, caption in (facts.get("figures") or {}).items()),
         _usage(facts),
+        _limits(facts),
         *_data(facts),
         *_two_columns("Recipe", facts.get("recipe")),
         *_two_columns("Model", facts.get("model")),
         *_two_columns("Versions", facts.get("versions")),
         _REFERENCE,
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(sections).encode("utf-8", "backslashreplace").decode("utf-8") + "\n"
 
 
 def _front_matter(facts: Mapping[str, Any]) -> str:
@@ -102,7 +106,7 @@ def _introduction(facts: Mapping[str, Any]) -> str:
         text += f", trained on {_dataset_link(dataset)}"
     classes = facts.get("classes") or []
     if classes:
-        text += f". It finds {len(classes)} {'class' if len(classes) == 1 else 'classes'}: {_few(classes)}"
+        text += f". It finds {counted(len(classes), 'class', 'classes')}: {_few(classes)}"
     return text + f". Trained with `hf_detr`. {_in_stock(facts)}".rstrip()
 
 
@@ -144,8 +148,8 @@ def _evaluation(facts: Mapping[str, Any]) -> list[str]:
         return []
     metrics, task = evaluation["metrics"], _task(facts)
     counts = ", ".join(
-        f"{metrics[key]:,} {noun}"
-        for key, noun in (("num_images", "images"), ("num_targets", task.counted))
+        counted(metrics[key], noun)
+        for key, noun in (("num_images", "image"), ("num_targets", task.counted))
         if key in metrics
     )
     lines = [
@@ -155,7 +159,9 @@ def _evaluation(facts: Mapping[str, Any]) -> list[str]:
     ]
     rows = [(name, _score(metrics[key])) for key, name in task.metrics.items() if key in metrics]
     rows += [
-        (f"AR, {key[4:]} detections", _score(value)) for key, value in metrics.items() if re.fullmatch(r"mar_\d+", key)
+        (f"AR, {counted(int(key[4:]), 'detection')}", _score(value))
+        for key, value in metrics.items()
+        if re.fullmatch(r"mar_\d+", key)
     ]
     lines.append(_table(("metric", "value"), rows))
     if metrics.get("per_class"):
@@ -185,16 +191,43 @@ def _usage(facts: Mapping[str, Any]) -> str:
     )
 
 
+def _limits(facts: Mapping[str, Any]) -> str:
+    """What it is for and where it ends: what follows from the facts, and what the author has to add."""
+    evaluation, dataset = facts.get("evaluation"), facts.get("dataset") or {}
+    queries = (facts.get("model") or {}).get("queries")
+    known = ["It is for finding objects of its classes in images like those it was trained on."]
+    if queries:
+        known.append(f"It finds at most {counted(queries, 'object')} in an image, and nothing of other classes.")
+    if evaluation:
+        images = evaluation["metrics"].get("num_images")
+        number = "" if images is None else f" of {counted(images, 'image')}"
+        known.append(f"Its accuracy is known for the split `{evaluation['split']}`{number} alone, see the results.")
+    else:
+        known.append("Its accuracy was not measured.")
+    unknown = [] if dataset.get("hub_id") or dataset.get("source") else ["where the data is from"]
+    unknown += ["the licence of the data", "who or what is in its images and what is missing in them"]
+    unknown += ["uses that it must not be put to"]
+    return "\n\n".join(
+        (
+            "## Intended use and limits",
+            " ".join(known),
+            f"*Not known when this card was written; add it:* {'; '.join(unknown)}.",
+        )
+    )
+
+
 def _data(facts: Mapping[str, Any]) -> list[str]:
     dataset, classes = facts.get("dataset") or {}, facts.get("classes")
-    lines = [f"## Data\n\n{_dataset_link(dataset)}"] if dataset else []
+    source = f", {dataset['source']}" if dataset.get("source") else ""
+    source += f", local files in the format `{dataset['format']}`" if dataset.get("format") else ""
+    lines = [f"## Data\n\n{_dataset_link(dataset)}{source}."] if dataset else []
     splits = dataset.get("splits") or {}
     if splits:
         columns = [key for key in next(iter(splits.values())) if all(key in counts for counts in splits.values())]
         rows = [(_cell(split), *(f"{counts[key]:,}" for key in columns)) for split, counts in splits.items()]
         lines.append(_table(("split", *(column.replace("_", " ") for column in columns)), rows))
     if classes:
-        lines.append("Classes, in the order of their ids: " + ", ".join(f"`{name}`" for name in classes) + ".")
+        lines.append("Classes, in the order of their ids: " + ", ".join(f"`{_cell(name)}`" for name in classes) + ".")
     return lines
 
 
@@ -210,7 +243,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return printable(str(value)).replace("|", "\\|")
 
 
 def _score(value: float) -> str:
@@ -218,14 +251,14 @@ def _score(value: float) -> str:
 
 
 def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:12])
+    shown = ", ".join(_cell(name) for name in names[:12])
     return shown if len(names) <= 12 else f"{shown} and {len(names) - 12} more"
 
 
 def _dataset_link(dataset: Mapping[str, Any]) -> str:
     if dataset.get("hub_id"):
         return f"[{dataset['hub_id']}](https://huggingface.co/datasets/{dataset['hub_id']})"
-    return dataset.get("name") or "unnamed data"
+    return dataset.get("name") or "A data set whose name is not known"
 
 
 _USAGE = """\

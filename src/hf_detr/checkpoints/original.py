@@ -90,17 +90,25 @@ def has_masks(path: str | PathLike) -> bool:
 def _read(path: str | PathLike) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give the .pth of the original DETR.")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: {what}; give the .pth of the original DETR.")
     with torch.serialization.safe_globals([argparse.Namespace]):  # training writes its arguments beside the weights
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             if isinstance(error, UnpicklingError):
                 reason = "it is no archive, or holds objects that would run code"
-            raise ValueError(f"{path}: not a file of tensors written by torch.save ({reason})") from error
+            raise ValueError(
+                f"{path}: not a file of tensors written by torch.save ({reason}); copy or download it again."
+            ) from error
     if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path}: holds a {type(checkpoint).__name__}, not the dict of a DETR checkpoint.")
+        raise ValueError(f"{path}: holds a {type(checkpoint).__name__}, no dict; give the .pth of the original DETR.")
+    weights = checkpoint.get("model", checkpoint)
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items() if name != "args"
+    ):
+        raise ValueError(f"{path}: what is under 'model' are no named tensors; give the .pth of the original DETR.")
     return checkpoint
 
 

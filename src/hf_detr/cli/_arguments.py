@@ -6,18 +6,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+_MOST = 2**31 - 1  # what counts, sizes and seeds of all libraries can be
+
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1.")
+    if not _is_count(text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1 and at most {_MOST:,}.")
     return int(text)
 
 
 def counting(text: str) -> int:
     """A whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0.")
+    if not _is_count(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0 and at most {_MOST:,}.")
     return int(text)
 
 
@@ -62,6 +64,10 @@ def seconds_of(text: str) -> float:
     number = r"(\d+(?:\.\d+)?)"
     match = re.fullmatch(f"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text)
     return sum(float(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0.0
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) < 20 and int(text) <= _MOST
 
 
 def _number(text: str) -> float:

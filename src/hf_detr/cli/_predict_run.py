@@ -20,8 +20,7 @@ from hf_detr.visualization.text import printable
 from ._images import drawing_names, image_ids
 from ._prediction import Background, Predictor
 from ._results import ResultsFile, panoptic_annotation, result_rows, write_segment_map
-from ._running import aligned, progress_bar
-from ._task import Model
+from ._running import Model, aligned, progress_bar
 
 
 class PredictRun:
@@ -134,12 +133,13 @@ class PredictRun:
     def summary(self) -> str:
         """What was found and lost, in lines."""
         seconds = max(time.perf_counter() - self.begun, 1e-9)
-        numbers = {"images": self.num_images, "frames": self.num_frames}
-        counts = " and ".join(f"{number:,} {name}" for name, number in numbers.items() if number) or "0 images"
+        done = self.num_images + self.num_frames
+        numbers = {"image": self.num_images, "frame": self.num_frames}
+        counts = " and ".join(_counted(number, name) for name, number in numbers.items() if number or not done)
         lines = [
-            f"{counts}, {self.num_with_objects:,} of them with objects; {sum(numbers.values()) / seconds:.1f} a second",
+            f"{counts}, {self.num_with_objects:,} of them with objects; {done / seconds:.1f} a second",
             f"the model waited for images {100 * self.predictor.waited_s / seconds:.1f}% of the time",
-            f"{self.objects.total():,} objects of a score above {self.args.threshold:g}",
+            f"{_counted(self.objects.total(), 'object')} of a score above {self.args.threshold:g}",
         ]
         if self.objects:
             table = [("class", "objects", "best score")]
@@ -182,3 +182,7 @@ class PredictRun:
         except OSError:
             path.unlink(missing_ok=True)  # half of an image
             raise
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number:,} {name if number == 1 else name + 's'}"

@@ -15,8 +15,7 @@ from hf_detr.evaluation.tasks import task_of
 from hf_detr.image_processing.tiling import Corners, merge_tiles, tile_corners
 from hf_detr.image_processing_detr import DetrImageProcessor
 
-from ._running import in_order, run_ahead, same_size_batches
-from ._task import Model
+from ._running import Model, in_order, run_ahead, same_size_batches
 
 Source = TypeVar("Source")
 
@@ -25,6 +24,7 @@ class _Part(NamedTuple):
     """What the model sees at once of an image (C, H, W): the whole of it, or a tile."""
 
     source: Any
+    number: int  # of the image from 1, to name it by
     image: Tensor
     tiles: list[Corners]  # of the image; one where it is seen as a whole
     tile: int
@@ -70,7 +70,8 @@ class Predictor:
             return source, _or_reason(lambda: load(source))
 
         def parts() -> Iterator[_Part]:
-            for source, image in in_order(loaded, sources, threads, 1 if self.tile_px else ahead):
+            images = in_order(loaded, sources, threads, 1 if self.tile_px else ahead)
+            for number, (source, image) in enumerate(images, start=1):
                 if isinstance(image, str):
                     unreadable.append((source, image))
                     continue
@@ -79,7 +80,7 @@ class Predictor:
                 if self.tile_px:
                     tiles = tile_corners((height, width), self.tile_px, self.overlap)
                 for tile in range(len(tiles)):
-                    yield _Part(source, image, tiles, tile, "")
+                    yield _Part(source, number, image, tiles, tile, "")
 
         def prepared() -> Iterator[_Part]:
             failed = None
@@ -125,7 +126,7 @@ class Predictor:
             outputs = self.model(pixel_values.to(device, non_blocking=True), **kept)
         corners = [part.tiles[part.tile] for part in parts]
         sizes_hw = [(bottom - top, right - left) for left, top, right, bottom in corners]
-        check_finite(outputs, [part.source for part in parts])
+        check_finite(outputs, [part.number for part in parts])
         processed = {"processed_sizes": [pixel_values.shape[-2:]] * len(parts)}
         post_process, options = {
             "detection": (self.processor.post_process_object_detection, {}),

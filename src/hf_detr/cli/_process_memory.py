@@ -1,7 +1,7 @@
 """A process keeps the memory that it frees.
 
 By glibc's defaults, what is larger than 32 MiB goes back to the system each time it is freed and comes back page by
-page: of a training step on the CPU with pictures of usual size, that is every large feature map, in every step
+page: of a training step on the CPU with images of usual size, that is every large feature map, in every step
 (docs/performance.md).
 """
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from datasets import Dataset, Image
 from huggingface_hub import HfApi
 
 from hf_detr.checkpoints.card_facts import base_of, card_facts, versions
+from hf_detr.checkpoints.files import written_whole
 from hf_detr.checkpoints.model_card import model_card
 from hf_detr.data.report import Report
 from hf_detr.data.schema import class_names
@@ -18,7 +20,10 @@ from hf_detr.evaluation.tasks import IN_WORDS
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.training import DetrTrainer
 from hf_detr.visualization import plot_curves, save_detections_grid, save_masks_grid
+from hf_detr.wording import counted
 
+from ._errors import about, one_line
+from ._outputs import write_text
 from ._run_settings import SETTINGS, settings_of
 from ._training import Splits
 
@@ -29,41 +34,44 @@ _NUM_IMAGES = 9
 def write_run_folder(
     args: argparse.Namespace, trainer: DetrTrainer, processor: DetrImageProcessor, splits: Splits, report: Report | None
 ) -> None:
-    """Evaluates the trained model, and writes model, processor, metrics, figures and card; prints the table."""
-    folder = args.output
+    """Writes the trained model, evaluates it, and writes metrics, figures and card, in this order: what comes later
+    costs nothing of what came before. Prints the table."""
+    folder, is_writer = args.output, trainer.is_world_process_zero()
     history = list(trainer.state.log_history)
+    if is_writer:
+        with about(folder, "free some space"), written_whole(folder) as temporary:
+            trainer.model.save_pretrained(temporary)
+            processor.save_pretrained(temporary)
     transform = DetectionTransform(processor, masks=args.task != "detection")
     trainer.evaluate(transform_dataset(splits.test, transform), metric_key_prefix="test")
     metrics, table = trainer.evaluator.compute(), trainer.evaluator.table()
-    caption = _draw_predictions(trainer, transform, splits.test, folder / "predictions.png")
-    if not trainer.is_world_process_zero():
-        return
-    trainer.model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    plot_curves(history, folder / "curves.png")
     seconds = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), None)
-    content = {
-        "split": splits.names[2],
-        "metrics": metrics,
-        "steps": trainer.state.global_step,
-        "best_checkpoint": trainer.state.best_model_checkpoint,
-        "train_seconds": seconds,
-        "data_wait_share": trainer.data_wait_share,
-        "settings": {name: _without_folders(name, value) for name, value in settings_of(args).items()},
-        "versions": versions(),
-        "history": history,
-    }
-    (folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if is_writer:
+        content = {
+            "split": splits.names[2],
+            "metrics": metrics,
+            "steps": trainer.state.global_step,
+            "best_checkpoint": trainer.state.best_model_checkpoint,
+            "train_seconds": seconds,
+            "data_wait_share": trainer.data_wait_share,
+            "settings": {name: _without_folders(name, value) for name, value in settings_of(args).items()},
+            "versions": versions(),
+            "history": history,
+        }
+        write_text(folder / "metrics.json", json.dumps(content, indent=2) + "\n")
+    figures = _draw(trainer, processor, splits.test, history, folder)
+    if not is_writer:
+        return
     facts = _facts(args, trainer, splits, report, metrics, seconds)
-    facts["figures"] = {"predictions.png": caption, "curves.png": "Losses and average precision of the training."}
-    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
+    write_text(folder / "README.md", model_card({**facts, "figures": figures}))
 
     print(f"\n{folder} on split {splits.names[2]!r}\n\n{table}\n")
     print(f"while training, the model waited for data {100 * (trainer.data_wait_share or 0):.1f}% of the time")
-    print(f"written: {folder} (model, processor, metrics.json, curves.png, predictions.png, README.md)")
+    print(f"written: {folder} ({', '.join(['model', 'processor', 'metrics.json', *figures, 'README.md'])})")
     print(f"try it:  hf-detr predict {folder} IMAGES")
     if args.push_to_hub:
-        print(f"pushed:  {_push(folder, args.push_to_hub)}")
+        with about(f"--push-to-hub {args.push_to_hub}", f"the run is whole in {folder}; upload it from there"):
+            print(f"pushed:  {_push(folder, args.push_to_hub)}")
 
 
 def _push(folder: Path, repo_id: str) -> str:
@@ -72,18 +80,24 @@ def _push(folder: Path, repo_id: str) -> str:
     api.upload_folder(
         repo_id=repo_id,
         folder_path=folder,
-        ignore_patterns=["checkpoint-*", "_*", "*.bin", SETTINGS],
+        ignore_patterns=["checkpoint-*", "_*", ".*", "*.bin", SETTINGS],
         commit_message="Trained with hf_detr",
     )
     return f"{api.endpoint}/{repo_id}"
 
 
-def _draw_predictions(trainer: DetrTrainer, transform: DetectionTransform, rows: Dataset, path: Path) -> str:
-    """Draws what was found on a few images, evenly spread; returns the caption."""
+def _draw(
+    trainer: DetrTrainer, transform: DetectionTransform, rows: Dataset, history: list[dict], folder: Path
+) -> dict[str, str]:
+    """Draws the curves, and what was found on a few images, evenly spread; returns file -> caption of what could be
+    drawn. Every process must call it."""
     count = min(_NUM_IMAGES, len(rows))
     chosen = rows.select([index * len(rows) // count for index in range(count)])
     found = trainer.predict(transform_dataset(chosen, transform)).predictions
-    if trainer.is_world_process_zero():
+    if not trainer.is_world_process_zero():
+        return {}
+
+    def predictions(path: Path) -> None:
         undecoded = chosen.cast_column("image", Image(decode=False))
         images = [decode_image(row) for row in undecoded]
         targets = list(chosen.select_columns(["image_id", "objects"]))
@@ -93,9 +107,22 @@ def _draw_predictions(trainer: DetrTrainer, transform: DetectionTransform, rows:
             save_masks_grid(images, found, targets, path, id2label, _THRESHOLD)
         else:
             save_detections_grid(images, found, path, id2label, _THRESHOLD, targets, captions=names)
+
+    caption = f"Detections above {_THRESHOLD:g} in orange, annotations dashed in blue,"
     if transform.masks:
-        return f"Annotations, and beside them what was found, on {count} held-out images."
-    return f"Detections above {_THRESHOLD:g} in orange, annotations dashed in blue, on {count} held-out images."
+        caption = "Annotations, and beside them what was found,"
+    figures = {
+        "predictions.png": (predictions, f"{caption} on {counted(count, 'held-out image')}."),
+        "curves.png": (lambda path: plot_curves(history, path), "Losses and average precision of the training."),
+    }
+    drawn = {}
+    for name, (draw, caption) in figures.items():
+        try:
+            draw(folder / name)
+            drawn[name] = caption
+        except Exception as error:  # of many kinds; a figure is not worth a run
+            warnings.warn(f"{folder / name} could not be drawn: {one_line(error)}")
+    return drawn
 
 
 def _facts(
@@ -116,14 +143,15 @@ def _facts(
         "base_model": base_model,
         "classes": class_names(splits.train),
         "dataset": {
-            "name": args.data if on_hub else Path(args.data).resolve().name,
+            "name": args.data if on_hub else _name_of_folder(Path(args.data).resolve()),
             "hub_id": args.data if on_hub else None,
+            "format": None if on_hub else report.format if report else args.format,
             "splits": counts,
         },
         "evaluation": {"split": splits.names[2], "selection_split": splits.names[1], "metrics": metrics},
         "recipe": {
             "started from": started_from,
-            "epochs": f"{epochs:g} ({steps:,} steps)",
+            "epochs": f"{epochs:g} ({counted(steps, 'step')})",
             "images a step": args.batch_size * args.gradient_accumulation * settings.world_size,
             "optimizer": f"AdamW, weight decay {args.weight_decay:g}, gradients clipped at {args.clip:g}",
             "learning rate": settings.rates_text,
@@ -139,10 +167,16 @@ def _facts(
             "best epoch by": f"{IN_WORDS[args.task]} on {splits.names[1]}",
             **({} if args.task == "detection" else {"detector": "frozen" if config.freeze_detector else "trained"}),
             "seed": args.seed,
-            "time": "unknown" if seconds is None else f"{seconds / 60:.1f} minutes on {_machine(trainer)}",
+            "time": "unknown" if seconds is None else f"{_time(seconds)} on {_machine(trainer)}",
         },
         "threshold": _THRESHOLD,
     }
+
+
+def _name_of_folder(path: Path) -> str:
+    """What a data set on this machine is called: its folder, not that of its annotations."""
+    path = path.parent if path.is_file() else path
+    return path.parent.name if path.name.lower() in ("annotations", "labels") else path.name
 
 
 def _without_folders(name: str, value: Any) -> Any:
@@ -159,8 +193,12 @@ def _bad_boxes(report: Report | None) -> int:
     return sum(summary.bad_boxes for summary in report.splits.values()) if report else 0
 
 
+def _time(seconds: float) -> str:
+    return counted(round(seconds), "second") if seconds < 100 else f"{seconds / 60:.1f} minutes"
+
+
 def _machine(trainer: DetrTrainer) -> str:
     device = trainer.args.device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()}, {torch.get_num_threads()} threads"
+    return f"{device.type.upper()}, {counted(torch.get_num_threads(), 'thread')}"

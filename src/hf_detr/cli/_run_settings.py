@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from ._outputs import write_text
 from ._sources import read_json_object
 
 SETTINGS = "run.json"
@@ -32,7 +32,9 @@ def check_run_folder(args: argparse.Namespace) -> None:
         if name not in _MAY_CHANGE and before.get(name, value) != value
     ]
     if changed:
-        raise ValueError(f"--resume: another command than the run's ({'; '.join(changed)}); give the same arguments.")
+        raise ValueError(
+            f"--resume: another command than in {folder / SETTINGS} ({'; '.join(changed)}); give the same arguments."
+        )
 
 
 def _take_decisions(args: argparse.Namespace, before: dict[str, Any]) -> None:
@@ -48,9 +50,7 @@ def _take_decisions(args: argparse.Namespace, before: dict[str, Any]) -> None:
 def write_settings(args: argparse.Namespace) -> None:
     """Keeps the settings for a later --resume, and for --config. Whole, or as they were."""
     args.output.mkdir(parents=True, exist_ok=True)
-    unfinished = args.output / f"{SETTINGS}.{os.getpid()}"
-    unfinished.write_text(json.dumps(settings_of(args), indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(args.output / SETTINGS)
+    write_text(args.output / SETTINGS, json.dumps(settings_of(args), indent=2) + "\n")
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import sys
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
 import datasets
 import torch
@@ -12,12 +14,18 @@ import transformers
 from torch import nn
 from tqdm import tqdm
 
+from hf_detr.configuration_detr import DetrConfig
 from hf_detr.image_processing_detr import DetrImageProcessor
+from hf_detr.modeling_detr import DetrForObjectDetection
+from hf_detr.modeling_detr_segmentation import DetrForSegmentation
+from hf_detr.wording import counted
 
-from ._task import Model, model_class_of
+from ._errors import about, one_line
+from ._sources import read_json_object
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Model = DetrForObjectDetection | DetrForSegmentation
 
 
 def quiet_libraries() -> None:
@@ -40,8 +48,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an unknown name; a build without it
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # an unknown name; a build without it; a device without memory
         raise ValueError(f"--device {name}: not usable here ({one_line(error)}); try --device cpu.") from error
     return device
 
@@ -68,20 +76,59 @@ def load_model(name: str, device: torch.device) -> tuple[Model, DetrImageProcess
 
     Raises ValueError where there is no DETR with all its weights, or no preprocessor_config.json.
     """
-    try:
-        model, info = model_class_of(name).from_pretrained(name, output_loading_info=True)
-    except OSError as error:
-        raise ValueError(f"{name}: no model could be loaded ({one_line(error)}).") from error
-    if info["missing_keys"] or info["mismatched_keys"]:
-        raise ValueError(
-            f"{name}: {len(info['missing_keys'])} tensors are missing and {len(info['mismatched_keys'])} of another "
-            "shape than config.json says, so it would answer at random; train it first, or name a whole detector."
-        )
+    model = read_model(name)
     processor = load_processor(name)
     model.fold_norms()
     if device.type == "cpu":
         model.config.chunk_size_backbone = max(1, _PIXELS_AT_A_TIME // _largest_image_px(processor.size))
     return model.eval().to(device), processor
+
+
+_A_MODEL = "name a folder of save_pretrained or hf-detr train, or a DETR on the Hub"
+
+
+def model_class_of(name: str) -> type[Model]:
+    """The class whose weights a folder or a name on the Hub holds; the detector's where it does not say."""
+    try:
+        architectures = DetrConfig.from_pretrained(name).architectures or ()
+    except Exception:  # what is wrong is said where the model is read
+        architectures = ()
+    return DetrForSegmentation if "DetrForSegmentation" in architectures else DetrForObjectDetection
+
+
+def read_model(
+    name: str,
+    remedy: str = _A_MODEL,
+    model_class: type[Model] | None = None,
+    fresh: tuple[str, ...] = (),
+    **options: Any,
+) -> Model:
+    """`from_pretrained(name, **options)`, of the class that it holds unless another is given. ValueError, naming it,
+    for anything but a DETR with all its weights; those whose names begin with one of `fresh` may be missing."""
+    model_class = model_class or model_class_of(name)
+    with about(name, remedy), _without_report():
+        model, info = model_class.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    missing = sum(not key.startswith(fresh) for key in info["missing_keys"])
+    mismatched = len(info["mismatched_keys"])
+    if missing or mismatched:
+        raise ValueError(
+            f"{name}: {counted(missing, 'tensor')} missing and {mismatched:,} of another shape than config.json says, "
+            "so it would answer at random; name a whole detector, or write the checkpoint again."
+        )
+    return model
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Transformers prints a table of the tensors that do not fit; here they are counted and refused."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
 
 
 def _largest_image_px(size: dict[str, int]) -> int:
@@ -93,14 +140,15 @@ def _largest_image_px(size: dict[str, int]) -> int:
 
 
 def load_processor(name: str) -> DetrImageProcessor:
-    """The processor of a folder or a name on the Hub. Raises ValueError where there is none."""
-    try:
+    """The processor of a folder or a name on the Hub. Raises ValueError where there is none, or a wrong one."""
+    remedy = "save one there with DetrImageProcessor(size=...).save_pretrained(...)"
+    path = Path(name, "preprocessor_config.json")
+    with about(path, remedy):
+        if path.is_file():
+            read_json_object(path)
+        elif path.parent.is_dir():
+            raise ValueError("no such file")
         return DetrImageProcessor.from_pretrained(name)
-    except OSError as error:
-        raise ValueError(
-            f"{name}: no preprocessor_config.json ({one_line(error)}); save one with "
-            "DetrImageProcessor(size=...).save_pretrained(...)."
-        ) from error
 
 
 def in_order(
@@ -140,7 +188,7 @@ def run_ahead(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
 def same_size_batches(
     items: Iterable[Item], batch_size: int, size_of: Callable[[Item], Hashable]
 ) -> Iterator[list[Item]]:
-    """Batches of items of one size, so that nothing is padded: beside padding, a picture's detections are others.
+    """Batches of items of one size, so that nothing is padded: beside padding, an image's detections are others.
 
     Items wait for their like, 8 batches of them at most; so they come in another order.
     """
@@ -153,11 +201,6 @@ def same_size_batches(
         elif sum(map(len, waiting.values())) >= 8 * batch_size:
             yield waiting.pop(max(waiting, key=lambda size: len(waiting[size])))
     yield from waiting.values()
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's text, which some libraries fill pages with."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> str:

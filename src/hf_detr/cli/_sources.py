@@ -15,9 +15,14 @@ def check_model_source(name: str) -> None:
     config = path / "config.json"
     if not config.is_file():
         raise ValueError(f"{name}: no config.json in it; name a folder written by save_pretrained or hf-detr train.")
-    model_type = read_json_object(config).get("model_type")
+    check_config_file(config)
+
+
+def check_config_file(path: Path) -> None:
+    """Raises ValueError, naming it, for a config.json that is damaged or of another architecture."""
+    model_type = read_json_object(path).get("model_type")
     if model_type != "detr":
-        raise ValueError(f"{config}: expected model_type 'detr', got {model_type!r}; this tool runs DETR alone.")
+        raise ValueError(f"{path}: expected model_type 'detr', got {model_type!r}; this tool runs DETR alone.")
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -25,7 +30,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # also for bytes that are no UTF-8
-        raise ValueError(f"{path}: not a JSON file ({error}); write it again, or take another.") from error
+        reason = error if path.stat().st_size else "it is empty"
+        raise ValueError(f"{path}: not a JSON file ({reason}); write it again, or take another.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}; take another file.")
     return content

@@ -11,19 +11,12 @@ from hf_detr.data.formats.base import MASK_KINDS
 from hf_detr.data.report import Report
 from hf_detr.data.schema import has_masks, is_panoptic, stuff_ids
 from hf_detr.image_processing_detr import DetrImageProcessor
-from hf_detr.modeling_detr import DetrForObjectDetection
 from hf_detr.modeling_detr_segmentation import DetrForSegmentation
 
-Model = DetrForObjectDetection | DetrForSegmentation
+from ._errors import about
+from ._running import Model, model_class_of, read_model
 
-
-def model_class_of(name: str) -> type[Model]:
-    """The class that a folder or a name on the Hub holds the weights of; the detector's where it does not say."""
-    try:
-        architectures = DetrConfig.from_pretrained(name).architectures or ()
-    except (OSError, ValueError):
-        architectures = ()  # what is wrong is said where it is loaded
-    return DetrForSegmentation if "DetrForSegmentation" in architectures else DetrForObjectDetection
+_MASK_HEAD = ("bbox_attention.", "mask_head.")
 
 
 def wants_masks(args: argparse.Namespace) -> bool:
@@ -70,13 +63,16 @@ def decide_task(args: argparse.Namespace, splits: Mapping[str, Dataset], report:
         )
 
 
-def with_masks_from(args: argparse.Namespace, names: dict[int, str], **options: Any) -> DetrForSegmentation:
+def with_masks_from(
+    args: argparse.Namespace, names: dict[int, str], remedy: str, **options: Any
+) -> DetrForSegmentation:
     """The model with masks that `--model` is the start of: whole, or as the detector of a fresh mask head.
 
     Raises ValueError for a detector to be frozen that lacks something it could not learn then.
     """
     if args.freeze_detector:
-        config = DetrConfig.from_pretrained(args.model)
+        with about(args.model, remedy):
+            config = DetrConfig.from_pretrained(args.model)
         missing = [name for name in names.values() if name not in config.id2label.values()]
         lacks = f"has not the classes {', '.join(missing[:5])} of the data" if missing else ""
         if args.num_queries not in (None, config.num_queries):
@@ -86,10 +82,8 @@ def with_masks_from(args: argparse.Namespace, names: dict[int, str], **options: 
                 f"--freeze-detector: {args.model} {lacks} and, frozen, would not learn them; train it first with "
                 "--task detection, or train both together without --freeze-detector."
             )
-    if model_class_of(args.model) is DetrForObjectDetection:
-        freeze = {"freeze_detector": args.freeze_detector}
-        return DetrForSegmentation.from_detector(args.model, **freeze, id2label=names, **options)
-    model = DetrForSegmentation.from_pretrained(args.model, id2label=names, **options)
+    fresh = () if model_class_of(args.model) is DetrForSegmentation else _MASK_HEAD
+    model = read_model(args.model, remedy, DetrForSegmentation, fresh, id2label=names, **options)
     (model.freeze_detector if args.freeze_detector else model.unfreeze_detector)()
     return model
 

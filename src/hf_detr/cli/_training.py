@@ -23,13 +23,15 @@ from hf_detr.modeling_detr import DetrForObjectDetection
 from hf_detr.modeling_detr_segmentation import DetrForSegmentation
 from hf_detr.training import DetrTrainer, DetrTrainingArguments, TimeLimit
 from hf_detr.training.recipes import MODEL_SETTINGS, apply_recipe
+from hf_detr.wording import counted
 
 from ._arguments import seconds_of
 from ._batch_size import LARGEST, ON_CPU, find_batch_size
 from ._callbacks import UNPLANNED
+from ._errors import one_line
 from ._run_settings import write_settings
-from ._running import choose_device, is_quicker_in_bf16, load_processor, one_line
-from ._task import Model, model_class_of, set_stuff, wants_masks, with_masks_from
+from ._running import Model, choose_device, is_quicker_in_bf16, load_processor, model_class_of, read_model
+from ._task import set_stuff, wants_masks, with_masks_from
 
 # Images of predictions.png.
 _NUM_DRAWN = 9
@@ -63,8 +65,9 @@ def print_report(args: argparse.Namespace, options: dict[str, Any]) -> Report:
     if report.errors:
         first = report.errors[0]
         raise ValueError(
-            f"{args.data}: {len(report.errors):,} problems in the data, the first: {first.where}: {first.message} "
-            f"All of them: hf-detr check {args.data} --json problems.json. To train all the same: --no-check."
+            f"{args.data}: {counted(len(report.errors), 'problem')} in the data, the first: {first.where}: "
+            f"{first.message} All of them: hf-detr check {args.data} --json problems.json. To train all the same: "
+            "--no-check."
         )
     return report
 
@@ -99,14 +102,8 @@ def build_model(args: argparse.Namespace, splits: Splits, checkpoint: Path | Non
     if args.backbone:
         model, processor = _fresh_model(args, names), DetrImageProcessor()
     else:
-        try:
-            # published files hold auxiliary_loss=False, which changes nothing at inference and much in training
-            model = _trained_model(args, id2label=names, auxiliary_loss=True)
-        except OSError as error:
-            raise ValueError(
-                f"--model {args.model}: could not be loaded ({one_line(error)}). Without the Hub, name a folder, or "
-                "train a fresh model with --backbone resnet50."
-            ) from error
+        # published files hold auxiliary_loss=False, which changes nothing at inference and much in training
+        model = _trained_model(args, names, auxiliary_loss=True)
         processor = load_processor(args.model)
         if args.num_queries and args.num_queries != model.config.num_queries:
             model.resize_queries(args.num_queries)
@@ -116,10 +113,11 @@ def build_model(args: argparse.Namespace, splits: Splits, checkpoint: Path | Non
     return model, processor
 
 
-def _trained_model(args: argparse.Namespace, id2label: dict[int, str], **options: Any) -> Model:
+def _trained_model(args: argparse.Namespace, names: dict[int, str], **options: Any) -> Model:
+    remedy = "without the Hub, name a folder, or train a fresh model with --backbone resnet50"
     if args.task != "detection":
-        return with_masks_from(args, id2label, **options)
-    model = model_class_of(args.model).from_pretrained(args.model, id2label=id2label, **options)
+        return with_masks_from(args, names, remedy, **options)
+    model = read_model(args.model, remedy, id2label=names, **options)
     if isinstance(model, DetrForSegmentation):
         model.unfreeze_detector()
         model = model.detr

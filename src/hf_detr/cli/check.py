@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 from ._arguments import add_data_arguments, add_policy_arguments, data_options, positive
+from ._errors import about
+from ._outputs import check_output_file, write_text
 from ._sources import check_data_source, check_model_source
 
 _DEFAULT_QUERIES = 100  # the paper's, and DetrConfig's
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     queries.add_argument("--model", metavar="MODEL", help="a DETR, folder or Hub name, whose number of queries counts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report, every problem in it")
     parser.add_argument("--draw", type=Path, metavar="FILE", help="write a sheet of images with their boxes")
-    parser.add_argument("--pictures", type=positive, default=16, metavar="N", help="on the sheet (default 16)")
+    parser.add_argument("--images", type=positive, default=16, metavar="N", help="on the sheet (default 16)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,21 +47,25 @@ def run(args: argparse.Namespace) -> int:
     disable_progress_bars()
     if args.draw and args.draw.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--draw {args.draw}: not the name of an image file; end it with .png or .jpg.")
+    check_output_file(args.json, "--json")
+    check_output_file(args.draw, "--draw")
     options = {**data_options(args), "splits": args.split}
     num_queries, whose = _num_queries(args)
-    report = check_dataset(
-        args.data, args.format, num_queries=num_queries, decode_images=not args.headers_only, masks=args.masks or None,
-        on_bad_box=args.on_bad_box, on_bad_image=args.on_bad_image, **options,
-    )  # fmt: skip
+    with about(args.data, "correct the data, or how it is to be read"):
+        report = check_dataset(
+            args.data, args.format, num_queries=num_queries, decode_images=not args.headers_only,
+            masks=args.masks or None, on_bad_box=args.on_bad_box, on_bad_image=args.on_bad_image, **options,
+        )  # fmt: skip
     print(report.text(whose))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps(report.to_dict(), indent=2) + "\n")
         print(f"\nwritten: {args.json}")
     if args.draw:
         # as it is, bad boxes too: the problems are in the report already
-        splits = load(args.data, args.format, Findings(collect=True), on_bad_box="keep", **options).splits
-        print(f"\nwritten: {draw_contact_sheet(concatenate_datasets(list(splits.values())), args.draw, args.pictures)}")
+        with about(args.draw, "name another file"):
+            splits = load(args.data, args.format, Findings(collect=True), on_bad_box="keep", **options).splits
+            path = draw_contact_sheet(concatenate_datasets(list(splits.values())), args.draw, args.images)
+        print(f"\nwritten: {path}")
     return 1 if report.errors else 0
 
 
@@ -71,8 +77,5 @@ def _num_queries(args: argparse.Namespace) -> tuple[int, str | None]:
         return _DEFAULT_QUERIES, "the default"
     from hf_detr.configuration_detr import DetrConfig
 
-    try:
+    with about(args.model, "name a folder of save_pretrained or hf-detr train, or a DETR on the Hub"):
         return DetrConfig.from_pretrained(args.model).num_queries, f"of {args.model}"
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--model {args.model}: no configuration could be read ({reason}).") from error

@@ -3,6 +3,10 @@
 import argparse
 from pathlib import Path
 
+from ._errors import about
+from ._outputs import check_output_folder
+from ._sources import check_config_file, check_model_source
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="the .pth of facebookresearch/detr")
@@ -16,20 +20,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())) and not args.overwrite:
-        raise ValueError(f"{args.output} exists and is not empty; name another folder, or pass --overwrite.")
+    if not args.checkpoint.is_file():
+        what = "a folder" if args.checkpoint.is_dir() else "no such file"
+        raise ValueError(f"{args.checkpoint}: {what}; name the .pth of the original DETR.")
+    if args.config is not None:
+        if not args.config.exists():
+            raise ValueError(f"--config {args.config}: no such file or folder; check the path.")
+        if args.config.is_dir():
+            check_model_source(str(args.config))
+        else:
+            check_config_file(args.config)
+    check_output_folder(args.output, args.overwrite)
     from hf_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor
     from hf_detr.checkpoints.original import has_masks
 
+    from ..checkpoints.files import written_whole
+
     config = None
     if args.config is not None:
-        if not args.config.exists():
-            raise ValueError(f"--config {args.config}: no such file or folder.")
-        config = DetrConfig.from_pretrained(args.config)
-    model_class = DetrForSegmentation if has_masks(args.checkpoint) else DetrForObjectDetection
-    model = model_class.from_original(args.checkpoint, config)
-    model.save_pretrained(args.output)
-    DetrImageProcessor().save_pretrained(args.output)
+        with about(args.config, "name the config.json of a DETR"):
+            config = DetrConfig.from_pretrained(args.config)
+    with about(args.checkpoint, "name the .pth of the original DETR, and --config where it has other sizes"):
+        model_class = DetrForSegmentation if has_masks(args.checkpoint) else DetrForObjectDetection
+        model = model_class.from_original(args.checkpoint, config)
+    with about(args.output, "free some space, or name another folder"), written_whole(args.output) as folder:
+        model.save_pretrained(folder)
+        DetrImageProcessor().save_pretrained(folder)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     config = model.config
     print(

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ._arguments import add_data_arguments, add_policy_arguments, add_running_arguments, data_options, positive
+from ._errors import about
+from ._outputs import check_output_file
 from ._sources import check_data_source, check_model_source
 
 _PREFERRED_SPLITS = ("test", "validation")
@@ -42,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check_model_source(args.model)
     check_data_source(args.data)
+    check_output_file(args.json, "--json")
+    check_output_file(args.results, "--results")
     from hf_detr.cli._process_memory import keep_freed_memory
     from hf_detr.data.loading import load_detection_dataset
     from hf_detr.data.schema import class_names, original_category_ids
@@ -56,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
         keep_freed_memory()
     CocoEvaluator(max_dets=args.max_dets)  # its errors before the work, not after
     policies = {"on_bad_box": args.on_bad_box, "on_bad_image": args.on_bad_image}
-    splits = load_detection_dataset(args.data, args.format, splits=args.split, **policies, **data_options(args))
+    with about(args.data, "see hf-detr check"):
+        splits = load_detection_dataset(args.data, args.format, splits=args.split, **policies, **data_options(args))
     split = choose_split(list(splits))
     dataset = splits[split]
     model, processor = load_model(args.model, device)
@@ -87,10 +92,12 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.model} on {args.data}, split {split!r}{kind}\n")
     print(evaluator.table())
     if args.json:
-        evaluator.to_json(args.json)
+        with about(args.json, "name another file"):
+            evaluator.to_json(args.json)
         print(f"\nwritten: {args.json}")
     if args.results:
-        evaluator.write_results(args.results, original_category_ids(dataset))
+        with about(args.results, "name another file"):
+            evaluator.write_results(args.results, original_category_ids(dataset))
         print(f"\nwritten: {args.results}")
     return 0
 

@@ -9,8 +9,12 @@ import os
 import sys
 import warnings
 from importlib import import_module
+from typing import NoReturn
 
 from hf_detr import __version__
+from hf_detr.wording import printable
+
+from ._errors import in_one_line
 
 # command -> what it does, in the order of a project
 _COMMANDS = {
@@ -19,13 +23,23 @@ _COMMANDS = {
     "evaluate": "measure COCO average precision of a model on a data set",
     "predict": "find the objects in images and videos, as JSON and drawn",
     "demo": "train a small DETR on generated scenes: a check that everything works",
+    "export": "write a detector as ONNX, OpenVINO, ExecuTorch or torch.export, checked against the model",
     "convert": "turn a checkpoint of the original DETR into one that from_pretrained reads",
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as all errors."""
+        self.exit(2, f"{self.prog}: error: {message.rstrip('.')} (see {self.prog} --help)\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="hf-detr", description="DETR: train, evaluate and use object detectors.")
+    for stream in (sys.stdout, sys.stderr):  # names of files and classes, on any terminal
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    parser = _Parser(prog="hf-detr", description="DETR: train, evaluate and use object detectors.")
     parser.add_argument("--version", action="version", version=f"hf-detr {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((word for word in argv if not word.startswith("-")), None)
@@ -38,18 +52,26 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.command_line = argv
     # for those who read them here, the line of code that warns says nothing
+    before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"hf-detr {args.command}: warning: {message}\n"
     try:
-        return module.run(args)
+        code = module.run(args)
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:  # whoever reads our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ValueError, TypeError, OSError) as error:  # what bad input raises; anything else is a fault of ours
-        print(f"hf-detr {args.command}: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"\nhf-detr {args.command}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        line = in_one_line(error, args)
+        if line is None:  # a fault of the program, which its authors want to see
+            raise
+        print(f"hf-detr {args.command}: error: {printable(line)}", file=sys.stderr)
+        return 2
+    finally:
+        warnings.formatwarning = before
 
 
 if __name__ == "__main__":

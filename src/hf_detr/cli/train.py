@@ -19,6 +19,8 @@ from ._arguments import (
     positive,
 )
 from ._config_file import with_config
+from ._errors import about
+from ._outputs import check_output_folder
 from ._run_settings import check_run_folder, write_settings
 from ._sources import check_data_source, check_model_source
 
@@ -163,6 +165,7 @@ def run(args: argparse.Namespace) -> int:
     if args.model:
         check_model_source(args.model)
     check_run_folder(args)
+    check_output_folder(args.output)
     return train(args)
 
 
@@ -195,8 +198,9 @@ def train(args: argparse.Namespace) -> int:
     if args.resume and checkpoint is None:
         print(f"{args.output} has no checkpoint yet: the run starts anew\n")
     is_over = checkpoint is not None and is_finished(checkpoint, None if args.max_steps else args.epochs)
-    report = None if args.no_check else print_report(args, data_options(args))
-    splits = load_splits(args, data_options(args))
+    with about(args.data, "see hf-detr check"):
+        report = None if args.no_check else print_report(args, data_options(args))
+        splits = load_splits(args, data_options(args))
     decide_task(args, splits.by_name, report)
     model, processor = build_model(args, splits, checkpoint)
     if args.batch_size == "auto":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 _MOST = 2**31 - 1  # what a tensor's side can have
+_MOST_LAYERS = 1_000
 
 
 def require(config: Any, names: Iterable[str], expected: str, holds: Callable[[Any], bool]) -> None:
@@ -16,9 +17,11 @@ def require(config: Any, names: Iterable[str], expected: str, holds: Callable[[A
 
 
 def require_counts(config: Any, names: Iterable[str], least: int) -> None:
-    """Whole numbers of at least `least`."""
-    expected = f"a whole number of at least {least}"
-    require(config, names, expected, lambda value: is_int(value) and least <= value <= _MOST)
+    """Whole numbers of at least `least`; of layers at most 1,000, since each is made, one after the other."""
+    for name in names:
+        most = _MOST_LAYERS if name.endswith("_layers") else _MOST
+        expected = f"a whole number from {least} to {most:,}"
+        require(config, [name], expected, lambda value, most=most: is_int(value) and least <= value <= most)
 
 
 def is_int(value: Any) -> bool:

@@ -92,7 +92,7 @@ def _tile(row: dict, names: list[str], tile_px: int) -> Image.Image:
         y_text = min(max(top + 1, 18), tile_px - 16)
         draw.text((x_text, y_text), name, fill=colour, font=letters, stroke_width=1, stroke_fill="white")
     drawn_from = Path(row["image"].get("path") or "").name
-    title = f"{row['image_id']}  {drawn_from}  {len(targets)} objects"
+    title = f"{row['image_id']}  {drawn_from}  {len(targets)} {'object' if len(targets) == 1 else 'objects'}"
     draw.rectangle((0, 0, tile_px, 16), fill="white")
     draw.text((4, 1), shortened(drawable(title), letters, tile_px - 8), fill="black", font=letters)
     return tile

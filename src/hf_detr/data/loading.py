@@ -19,14 +19,7 @@ from datasets import (
 
 from .box_policy import BOX_FORMATS, ON_BAD_BOX, BoxPolicy, look_like_fractions
 from .formats import FORMATS as FILE_FORMATS
-from .formats.base import (
-    BAD_IMAGE,
-    Findings,
-    RawDataset,
-    chosen_splits,
-    split_name,
-    with_train,
-)
+from .formats.base import BAD_IMAGE, Findings, RawDataset, chosen_splits, in_utf8, split_name, with_train
 from .formats.hub import is_for_datasets, is_saved, one_schema, tar_shards, to_detection_schema, unpacked
 from .formats.images import visible_folders
 from .formats.records import refuse_fractions, row_of
@@ -268,6 +261,7 @@ def _as_datasets(raw: RawDataset, root: Path, findings: Findings, streaming: boo
     with_masks = any(one.segmentation is not None for one in objects)
     features = detection_features(raw.class_names, raw.original_ids, with_masks, raw.panoptic)
     for split, images in raw.splits.items():
+        images = in_utf8(images, split, findings)
         if on_bad_box != "keep":
             refuse_fractions(images, split, root, findings)
         policy, places = BoxPolicy(on_bad_box, split), loaded.places if findings.collect else None

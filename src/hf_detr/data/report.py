@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import mean, median
 from typing import Any
 
+from ..wording import counted, printable
 from .formats.base import Problem
 
 _SHOWN = 5  # examples of one kind of problem in the text; `problems` and `to_dict` have all
@@ -85,17 +86,17 @@ class Report:
         """The report to read; of each kind of problem the first few. `queries_of` says beside `num_queries` whose
         number that is."""
         queries = f"num_queries={self.num_queries}" + (f" ({queries_of})" if queries_of else "")
-        lines = [f"{self.source} ({self.format}), {len(self.classes)} classes"]
+        lines = [f"{self.source} ({self.format}), {counted(len(self.classes), 'class', 'classes')}"]
         for split, summary in self.splits.items():
             small, medium, large = summary.small_medium_large
             most, lost = summary.objects_per_image.max, summary.images_that_lost_all
             verdict = "enough" if most <= self.num_queries else "NOT ENOUGH"
             lines += [
                 "",
-                f"{split}: {summary.images:,} images, {summary.objects:,} objects"
+                f"{split}: {counted(summary.images, 'image')}, {counted(summary.objects, 'object')}"
                 + (f" ({summary.crowds:,} of them crowds)" if summary.crowds else "")
-                + (f", {summary.masks:,} masks" if summary.masks else "")
-                + f", {summary.images_without_objects:,} images without objects"
+                + (f", {counted(summary.masks, 'mask')}" if summary.masks else "")
+                + f", {counted(summary.images_without_objects, 'image')} without objects"
                 + (f" ({lost:,} of them because all of theirs are at fault, see below)" if lost else ""),
                 f"  image width   {summary.image_width_px} px",
                 f"  image height  {summary.image_height_px} px",
@@ -106,19 +107,19 @@ class Report:
         return "\n".join(lines)
 
     def _class_table(self) -> list[str]:
-        names = [*self.classes]
-        left = max([len(name) for name in names] + [len("objects of class")]) + 2
+        names = {name: printable(name) for name in self.classes}
+        left = max([len(name) for name in names.values()] + [len("objects of class")]) + 2
         widths = {split: max(len(split), 9) + 2 for split in self.splits}
         lines = ["objects of class".ljust(left) + "".join(split.rjust(width) for split, width in widths.items())]
         for name in names:
             counts = (f"{self.splits[split].objects_by_class.get(name, 0):,}".rjust(widths[split]) for split in widths)
-            lines.append(name.ljust(left) + "".join(counts))
+            lines.append(names[name].ljust(left) + "".join(counts))
         return lines
 
     def _problem_lines(self) -> list[str]:
         if not self.problems:
             return ["no problems"]
-        lines = [f"{len(self.errors):,} errors, {len(self.warnings):,} warnings"]
+        lines = [f"{counted(len(self.errors), 'error')}, {counted(len(self.warnings), 'warning')}"]
         groups: dict[tuple[str, str], list[Problem]] = defaultdict(list)
         for problem in self.problems:
             groups[problem.severity, problem.kind].append(problem)

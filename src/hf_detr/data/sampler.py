@@ -1,4 +1,4 @@
-"""Batches of pictures of like shape: less padding, so less to compute."""
+"""Batches of images of like shape: less padding, so less to compute."""
 
 from collections.abc import Callable, Iterator, Sequence
 from math import log, sqrt
@@ -10,17 +10,17 @@ Size = tuple[int, int]
 
 
 class AspectRatioBatchSampler(Sampler[list[int]]):
-    """Batches of indices of pictures of like shape, each picture exactly once an epoch.
+    """Batches of indices of images of like shape, each image exactly once an epoch.
 
         sampler = AspectRatioBatchSampler(list(zip(dataset["height"], dataset["width"])), batch_size=4)
         DataLoader(dataset, batch_sampler=sampler, collate_fn=DetectionCollator())
 
-    Pictures are shuffled, and in turn from every `chunk_batches` batches of them batches of like pictures are made, in
+    Images are shuffled, and in turn from every `chunk_batches` batches of them batches of like images are made, in
     random order: nearly as random as without, and following from `seed` and the epoch (`set_epoch`) alone. Without
-    `shuffle`, pictures are sorted over the whole set. The last batch may be smaller; `drop_last` leaves it out.
+    `shuffle`, images are sorted over the whole set. The last batch may be smaller; `drop_last` leaves it out.
 
     `DetrTrainer` has its own (`group_by_aspect_ratio=True`). With `transformers.Trainer` and with Accelerate, each
-    process gets every n-th batch, all of them equally many, the first pictures again where they would not:
+    process gets every n-th batch, all of them equally many, the first images again where they would not:
 
         class GroupingTrainer(Trainer):
             def get_train_dataloader(self):
@@ -32,10 +32,10 @@ class AspectRatioBatchSampler(Sampler[list[int]]):
     `set_epoch` yourself.
 
     Args:
-        sizes_hw: (height, width) of every picture, in pixels. Where nothing more is known it is taken that all will be
+        sizes_hw: (height, width) of every image, in pixels. Where nothing more is known it is taken that all will be
             resized to one shortest edge, so only the ratio counts.
-        final_hw: the (height, width) that the picture of this index will have in the epoch of this number, for
-            augmentations that change sizes at random: then pictures of one batch are alike in ratio and in area.
+        final_hw: the (height, width) that the image of this index will have in the epoch of this number, for
+            augmentations that change sizes at random: then images of one batch are alike in ratio and in area.
         chunk_batches: more means less padding, and batches that are less random.
 
     Raises:
@@ -97,7 +97,7 @@ class AspectRatioBatchSampler(Sampler[list[int]]):
         return [batch for batch in batches if not self.drop_last or len(batch) == self.batch_size]
 
     def _batches_of_like(self, indices: list[int]) -> list[list[int]]:
-        """The pictures of these indices in batches; only the last may be smaller."""
+        """The images of these indices in batches; only the last may be smaller."""
         sizes = {index: self.sizes_hw[index] for index in indices}
         if self.final_hw is not None:
             sizes = {index: self.final_hw(self.epoch, index) for index in indices}

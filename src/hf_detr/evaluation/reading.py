@@ -5,6 +5,7 @@ checks sit here, at the edge: an evaluation of garbage gives a number that looks
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -115,9 +116,10 @@ def read_detections(detections: Mapping, place: str) -> Detections:
 def read_targets(target: Mapping, place: str) -> Targets:
     """The ground truth of one image in original pixels, from any form that `hf_detr.data.targets` reads.
 
-    ValueError or TypeError names `place`; boxes that are not finite or have a negative side are errors here.
+    ValueError or TypeError names `place`; boxes that are not finite or have a negative side are errors here. Masks are
+    left out: see `read_target_masks`.
     """
-    return data_targets.read_targets(target, place).check_boxes(place)
+    return replace(data_targets.read_targets(target, place).check_boxes(place), segmentations=None)
 
 
 def read_masks(detections: Mapping, count: int, place: str) -> Masks:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from ..wording import counted, printable
+
 _SUMMARY = (
     ("AP", "map"),
     ("AP50", "map_50"),
@@ -21,19 +23,19 @@ def format_table(metrics: Mapping, max_dets: Sequence[int]) -> str:
     right = [*recalls, *_SIZES]
     left += [("", "")] * (len(right) - len(left))
     right += [("", "")] * (len(left) - len(right))
-    counts = f"{_count(metrics['num_images'], 'image')}, {_count(metrics['num_targets'], 'object')}"
-    counts += f", {_count(metrics['num_detections'], 'detection')}"
+    counts = f"{counted(metrics['num_images'], 'image')}, {counted(metrics['num_targets'], 'object')}"
+    counts += f", {counted(metrics['num_detections'], 'detection')}"
     if metrics["num_crowds"]:
-        counts += f", {_count(metrics['num_crowds'], 'crowd region')} ignored"
+        counts += f", {counted(metrics['num_crowds'], 'crowd region')} ignored"
     if metrics["num_duplicates"]:
-        counts += f", {_count(metrics['num_duplicates'], 'duplicate')} of images left out"
+        counts += f", {counted(metrics['num_duplicates'], 'duplicate')} of images left out"
 
     lines = [counts, ""]
     for (name, key), (other_name, other_key) in zip(left, right, strict=True):
         row = f"{name:<10}{_value(metrics, key):>7}    {other_name:<10}{_value(metrics, other_key):>7}"
         lines.append(row.rstrip())
 
-    per_class = metrics["per_class"]
+    per_class = {printable(name): values for name, values in metrics["per_class"].items()}
     if per_class:
         last = f"AR@{max_dets[-1]}"
         columns = [("AP", "map"), ("AP50", "map_50"), ("AP75", "map_75"), (last, f"mar_{max_dets[-1]}")]
@@ -50,8 +52,8 @@ def format_table(metrics: Mapping, max_dets: Sequence[int]) -> str:
 
 def format_panoptic_table(metrics: Mapping) -> str:
     """What `PanopticEvaluator.compute()` gave -> text for a terminal. A dash is undefined."""
-    counts = f"{_count(metrics['num_images'], 'image')}, {_count(metrics['num_targets'], 'true segment')}"
-    counts += f", {_count(metrics['num_segments'], 'found segment')}"
+    counts = f"{counted(metrics['num_images'], 'image')}, {counted(metrics['num_targets'], 'true segment')}"
+    counts += f", {counted(metrics['num_segments'], 'found segment')}"
     keys = ("pq", "sq", "rq")
     groups = {name: [_value(metrics, key + suffix) for key in keys] for name, suffix in _GROUPS.items()}
     classes = {
@@ -71,7 +73,7 @@ def format_panoptic_table(metrics: Mapping) -> str:
 def format_semantic_table(metrics: Mapping) -> str:
     """What `SemanticEvaluator.compute()` gave -> text for a terminal. A dash is undefined."""
     names = {"mIoU": "miou", "fwIoU": "fwiou", "mAcc": "macc", "aAcc": "aacc"}
-    lines = [_count(metrics["num_images"], "image"), ""]
+    lines = [counted(metrics["num_images"], "image"), ""]
     lines += [f"{name:<10}{_value(metrics, key):>7}" for name, key in names.items()]
     classes = {
         name: [_value(values, "iou"), _value(values, "acc"), f"{values['num_pixels']:,}"]
@@ -96,7 +98,3 @@ def _value(metrics: Mapping, key: str) -> str:
     if not key:
         return ""
     return "-" if metrics[key] < 0 else f"{metrics[key]:.3f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -108,9 +108,8 @@ def _panoptic_as_objects(
     """COCO's panoptic annotation as one of objects, every segment of the PNG being one.
 
     {image_id (or id), file_name, segments_info [{id, category_id, and perhaps bbox, area, iscrowd}]}, the PNG being
-    `masks_path`/`file_name` -> {image_id, annotations}. A box or area
-    that is not given is the mask's. Raises ValueError naming
-    `place` for what is missing, and for a file outside `masks_path`.
+    `masks_path`/`file_name` -> {image_id, annotations}. A box or area that is not given is the mask's. Raises
+    ValueError naming `place` for what is missing, and for a file outside `masks_path`.
     """
     file_name, image_id = annotation.get("file_name"), annotation.get("image_id", annotation.get("id"))
     place = f"{place} (image_id {image_id})"

@@ -26,7 +26,7 @@ from .post_processing import detections_from_outputs
 # N kept queries of one image; (h, w) of the decoded masks, (H, W) of the result
 
 MASK_STRIDE = 4  # pixels of the processed image to one of a decoded mask (paper, section 4.2)
-_CHUNK_PX = 2**21  # 8 MiB of float32 at a time
+_CHUNK_PX = 2**21  # of a device: 8 MiB of float32 at a time
 _NEVER = -1.0  # below any probability: the map of a query whose mask is not finite
 
 Sizes = Tensor | Sequence[Sequence[int]]
@@ -61,19 +61,19 @@ def segments_from_outputs(
     sizes_hw = grids_hw if target_sizes is None else _sizes_hw("target_sizes", target_sizes, len(masks))
     fused = {operator.index(label) for label in label_ids_to_fuse}
 
-    kept = _above_threshold(logits, threshold)
+    kept, num_invalid = _above_threshold(logits, threshold)
     parts: list[Tensor] = []
     for own, one, (height, width), size_hw in zip(masks, kept, grids_hw, sizes_hw, strict=True):
         if len(one.positions):
             kept_masks = _chosen(own, one.positions)
             probabilities = kept_masks[:, :height, :width].float().sigmoid()
-            valid = kept_masks.sum((-2, -1)).isfinite()
+            valid = _are_finite(kept_masks)
             probabilities = probabilities.where(valid[:, None, None], _NEVER)
             weights = torch.from_numpy(one.scores).to(own.device)
             parts += [*_best_of(probabilities, size_hw, weights, mask_threshold), valid]
     arrays = iter(_to_host(parts))
 
-    results, num_invalid = [], 0
+    results = []
     for one, size_hw in zip(kept, sizes_hw, strict=True):
         if not len(one.positions):  # as stock has it
             nothing = [] if return_coco_annotation else torch.from_numpy(np.full(size_hw, -1, np.float32))
@@ -97,7 +97,7 @@ def classes_from_outputs(
     logits, masks = _decoded(outputs)
     grids_hw = _grids_hw(processed_sizes, masks)
     sizes_hw = grids_hw if target_sizes is None else _sizes_hw("target_sizes", target_sizes, len(masks))
-    valid = masks.sum((-2, -1)).isfinite() & logits.sum(-1).isfinite()  # (B, K)
+    valid = _are_finite(masks) & logits.sum(-1).isfinite()  # (B, K)
     shares = logits.softmax(-1)[..., :-1].where(valid[..., None], 0)
 
     parts = [valid]
@@ -140,11 +140,8 @@ def masks_from_outputs(
     images_hw = grids_hw if processed_sizes is None else _sizes_hw("processed_sizes", processed_sizes, len(masks))
     sizes_hw = images_hw if target_sizes is None else _sizes_hw("target_sizes", target_sizes, len(masks))
 
-    boxes = outputs.pred_boxes
-    if logits.shape[:2] != boxes.shape[:2]:
-        boxes = boxes.gather(1, outputs.mask_queries.clamp(min=0)[..., None].expand(-1, -1, 4))
-    valid = masks.sum((-2, -1)).isfinite()
-    decoded = SimpleNamespace(logits=logits.where(valid[..., None], math.nan), pred_boxes=boxes)
+    logits = logits.where(_are_finite(masks)[..., None], math.nan)  # which gives no detection
+    decoded = SimpleNamespace(logits=logits, pred_boxes=_of_decoded(outputs, outputs.pred_boxes))
     least = 0.0 if threshold is None else threshold  # the rows that fill up K have a score of exactly 0
     results = detections_from_outputs(decoded, least, sizes_hw, top_k, None, None, with_queries=True)
 
@@ -163,12 +160,11 @@ def masks_from_outputs(
 
 def _decoded(outputs: Any) -> tuple[Tensor, Tensor]:
     """Class logits (B, K, C + 1) and mask logits (B, K, h, w) of the decoded queries."""
-    logits, masks = outputs.logits.float(), outputs.pred_masks
+    logits, masks = _of_decoded(outputs, outputs.logits).float(), outputs.pred_masks
     queries = getattr(outputs, "mask_queries", None)
     if queries is not None:
         nothing = torch.full_like(logits[:1, :1], -1e4)  # its softmax is exactly 0, and finite all the same
         nothing[..., -1] = 0
-        logits = logits.gather(1, queries.clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1]))
         logits = logits.where((queries >= 0)[..., None], nothing)
     if masks.ndim != 4 or masks.shape[:2] != logits.shape[:2]:
         raise ValueError(
@@ -178,18 +174,34 @@ def _decoded(outputs: Any) -> tuple[Tensor, Tensor]:
     return logits, masks
 
 
+def _of_decoded(outputs: Any, values: Tensor) -> Tensor:
+    """Values (B, Q, D) of all queries -> (B, K, D) of those whose masks were decoded."""
+    queries = getattr(outputs, "mask_queries", None)
+    if queries is None:
+        return values
+    return values.gather(1, queries.clamp(min=0)[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _are_finite(masks: Tensor) -> Tensor:
+    """(..., h, w) -> (...): a sum is finite only of finite numbers, in float32, which float16's do not exceed."""
+    return masks.sum((-2, -1), dtype=torch.float32).isfinite()
+
+
 def _chosen(masks: Tensor, positions: NDArray) -> Tensor:
     """The masks (N, h, w) at these positions along K, without a visit to the host."""
     return masks.index_select(0, torch.from_numpy(positions).to(masks.device))
 
 
-def _above_threshold(logits: Tensor, threshold: float) -> list[_Kept]:
-    """The queries of each image whose best class is above the threshold; one copy to the host."""
+def _above_threshold(logits: Tensor, threshold: float) -> tuple[list[_Kept], int]:
+    """The queries of each image whose best class is above the threshold, and how many have logits that are not finite;
+    one copy to the host."""
     scores, labels = logits.softmax(-1).max(-1)
+    scores = scores.where(logits.sum(-1).isfinite(), math.nan)  # softmax makes finite probabilities of one of -inf
     scores, labels = torch.stack((scores, labels.float())).cpu().numpy()  # labels are exact below 2**24
     above = (labels != logits.shape[-1] - 1) & (scores > threshold)  # NaN is above nothing
     positions = [np.flatnonzero(one) for one in above]
-    return [_Kept(p, scores[i][p], labels[i][p].astype(int).tolist()) for i, p in enumerate(positions)]
+    kept = [_Kept(p, scores[i][p], labels[i][p].astype(int).tolist()) for i, p in enumerate(positions)]
+    return kept, int(np.isnan(scores).sum())
 
 
 def _best_of(
@@ -216,10 +228,10 @@ def _best_of(
 
 
 def _best_on_host(maps: Tensor, size_hw: Size, weights: Tensor | None, mask_threshold: float) -> tuple[Tensor, Tensor]:
-    """`_best_of` map by map, so that each stays in the processor's cache; NumPy compares faster than PyTorch."""
+    """`_best_of` map by map; NumPy compares several times as fast as PyTorch."""
     numbers = np.zeros(size_hw, torch.empty(0, dtype=_dtype_for(maps), device="cpu").numpy().dtype)
     greatest, areas = np.full(size_hw, -np.inf, np.float32), []
-    for start, chunk in _chunks(maps, size_hw, step=1):
+    for start, chunk in _chunks(maps, size_hw):
         one = chunk[0].numpy()
         if weights is not None:
             one = one * weights[start].numpy()
@@ -235,9 +247,10 @@ def _dtype_for(maps: Tensor) -> torch.dtype:
     return torch.uint8 if len(maps) <= 256 else torch.int16
 
 
-def _chunks(maps: Tensor, size_hw: Size, step: int | None = None) -> Iterator[tuple[int, Tensor]]:
+def _chunks(maps: Tensor, size_hw: Size) -> Iterator[tuple[int, Tensor]]:
     """The maps (N, h, w) at full size, some at a time, each time with the number of the first."""
-    step = step or max(1, _CHUNK_PX // (size_hw[0] * size_hw[1]))
+    # the host takes one, which stays in its cache
+    step = 1 if maps.device.type == "cpu" else max(1, _CHUNK_PX // (size_hw[0] * size_hw[1]))
     for start in range(0, len(maps), step):
         yield start, _resized(maps[start : start + step], size_hw)
 

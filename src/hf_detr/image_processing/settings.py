@@ -18,6 +18,7 @@ from ..data.box_policy import ON_BAD_BOX
 Size = int | tuple[int, int] | list[int] | dict[str, int] | SizeDict
 
 LONGEST_EDGE_PX = 1333  # of the published models, and what an integer `size` means in the files of 2021
+_MOST_PX = 100_000  # of a side; a larger image does not fit into any memory
 ANNOTATION_FORMATS = ("coco_detection", "coco_panoptic")
 BAD_BOX_POLICIES = tuple(policy for policy in ON_BAD_BOX if policy != "keep")
 # PIL's numbers, which the files carry; what PIL calls nearest is torchvision's nearest-exact
@@ -231,8 +232,9 @@ def _dict_of(name: str, size: Any) -> dict[str, Any]:
 
 def _positive_pixels(name: str, size: dict[str, Any]) -> dict[str, int]:
     for key, value in size.items():
-        if (_whole(value) or 0) < 1:
-            raise ValueError(f"{name}[{key!r}]={value!r}: expected a whole number of pixels, 1 or more.")
+        most = _MOST_PX if key != "longest_edge" else math.inf  # that one is a limit itself
+        if not 1 <= (_whole(value) or 0) <= most:
+            raise ValueError(f"{name}[{key!r}]={value!r}: expected a whole number of pixels, from 1 to {_MOST_PX:,}.")
     return {key: _whole(value) for key, value in size.items()}
 
 

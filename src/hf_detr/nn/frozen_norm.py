@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class FrozenBatchNorm2d(nn.Module):
     """(B, C, H, W) -> (B, C, H, W): the batch norm it was made from, as in eval mode, in any mode.
 
-    One fused operation that keeps the dtype of its input. `drop` and `act` are what timm puts inside some of its norms
+    One operation that keeps the dtype of its input. `drop` and `act` are what timm puts inside some of its norms
     (`BatchNormAct2d`), so that nothing of them is lost. All four vectors are buffers: no optimizer sees them.
     """
 
@@ -30,7 +30,16 @@ class FrozenBatchNorm2d(nn.Module):
         self.act = act if act is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
+        if x.device.type == "cpu" and x.dtype == self.weight.dtype and torch.is_grad_enabled():
+            # x * scale + shift, whose backward pass is one product; that of batch_norm takes up to ten times as long on
+            # a CPU, and a twentieth of a training step
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            shift = self.bias - self.running_mean * scale
+            x = torch.addcmul(shift[:, None, None], x, scale[:, None, None])
+        else:
+            x = F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
         return self.act(self.drop(x))
 
     def _load_from_state_dict(self, state_dict, prefix, *args):

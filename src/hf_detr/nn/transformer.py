@@ -7,9 +7,10 @@ to values; the decoder sees all its queries at once; and each decoder layer's st
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .dropout import dropout as drop
 
 # B images, K cells of the feature map, Q queries, D channels, N heads
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
@@ -33,7 +34,7 @@ def eager_attention(
     scores = (query * scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = F.dropout(scores.softmax(dim=-1), dropout, module.training)
+    weights = drop(scores.softmax(dim=-1), dropout, module.training)
     return (weights @ value).transpose(1, 2), weights
 
 
@@ -85,11 +86,11 @@ class _Layer(GradientCheckpointingLayer):
         self.final_layer_norm = nn.LayerNorm(d_model)
 
     def _feed_forward(self, states: Tensor) -> Tensor:
-        inner = F.dropout(self.activation(self.fc1(states)), self.activation_dropout, self.training)
+        inner = drop(self.activation(self.fc1(states)), self.activation_dropout, self.training)
         return self.final_layer_norm(states + self._drop(self.fc2(inner)))
 
     def _drop(self, states: Tensor) -> Tensor:
-        return F.dropout(states, self.dropout, self.training)
+        return drop(states, self.dropout, self.training)
 
 
 class EncoderLayer(_Layer):

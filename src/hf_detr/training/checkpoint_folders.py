@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+from ..checkpoints.files import check_training_checkpoint
+
 # What Transformers writes last, after weights, optimizer, schedule and random numbers.
 _LAST_WRITTEN = "trainer_state.json"
 # The weights that train, where model.safetensors holds their average.
@@ -19,9 +21,10 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def is_whole(checkpoint: str | Path) -> bool:
-    """Whether a checkpoint folder was written to its end."""
+    """Whether a checkpoint folder was written to its end, and none of its files was cut off since."""
     try:
         json.loads((Path(checkpoint) / _LAST_WRITTEN).read_text(encoding="utf-8"))
+        check_training_checkpoint(Path(checkpoint))
     except (OSError, ValueError):
         return False
     return True

@@ -44,7 +44,7 @@ def warn_if_not_finite(logs: Mapping[str, object], step: int) -> None:
     bad = [name for name, value in logs.items() if isinstance(value, float) and not math.isfinite(value)]
     if bad:
         warnings.warn(
-            f"Step {step}: {', '.join(bad)} not finite. The weights may be spoilt: go on from the checkpoint before, "
+            f"Step {step}: {', '.join(bad)} not finite. The weights may hold NaN: go on from the checkpoint before, "
             "with a lower learning rate, clipped gradients (max_grad_norm=0.1), or bf16 instead of fp16.",
             UserWarning,
         )

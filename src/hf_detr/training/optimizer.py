@@ -11,9 +11,10 @@ def parameter_groups(
     class_head_learning_rate: float | None = None,
 ) -> list[dict]:
     """Two groups for `torch.optim.AdamW`: first everything but the backbone, then the backbone, if any of it trains.
+    Their key `name` is "others" and "backbone".
 
     With `class_head_learning_rate` the class head, which starts afresh where the classes are new, leaves the first and
-    comes last, as a group of its own.
+    comes last, as a group of its own, "class_head".
 
     Frozen parameters are left out, so freeze and unfreeze before calling this. Weight decay goes to all, norms and
     biases as well, as in the original. A model wrapped for data parallelism is understood too. Raises ValueError where
@@ -43,7 +44,7 @@ def parameter_groups(
             kind = "class head" if "class_labels_classifier" in name.split(".") else "others"
         members[kind if kind in rates else "others"].append(parameter)
     return [
-        {"params": members[kind], "lr": rate, "weight_decay": weight_decay}
+        {"name": kind.replace(" ", "_"), "params": members[kind], "lr": rate, "weight_decay": weight_decay}
         for kind, rate in rates.items()
         if members[kind]
     ]

@@ -54,7 +54,7 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
           `train(resume_from_checkpoint=True)` takes the newest whole checkpoint;
         - streams (`datasets.IterableDataset`), to train on with `max_steps` and to evaluate on if they end: an epoch is
           a pass, processes and workers read disjoint shares, and a resumed run goes on at its row;
-        - recipes: "paper", and "fast" with help in training that leaves a plain DETR (see `DetrTrainingArguments`);
+        - recipes: "paper", and "fast" with training-only parts that leave a plain DETR (see `DetrTrainingArguments`);
         - `data_wait_share`, after `train()`: the share of the time, evaluation not counted, that the model stood still
           because its next batch was not there yet; also in the metrics, as `train_data_wait_share`;
         - an average of the weights, early stopping, a look at every box before the first step.
@@ -136,7 +136,7 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
             **options,
         )
         if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and getattr(self.model, "training_only", None):
-            raise ValueError("Training-only help does not go with FSDP or DeepSpeed; use recipe='paper'.")
+            raise ValueError("Training-only parts do not go with FSDP or DeepSpeed; use recipe='paper'.")
         self.model_accepts_loss_kwargs = True  # the losses are shares of the step's already
         if is_stream(train_dataset):
             self.add_callback(TellEpoch(lambda: self._stream))
@@ -301,8 +301,10 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """With the training's loss, also its parts; and a warning where the numbers say that it has gone wrong."""
+        """With the training's loss, also its parts and the rates of all groups of parameters; and a warning where the
+        numbers say that it has gone wrong."""
         if self.is_in_train and "loss" in logs:
+            logs.update(self._rates_of_groups(logs.get("learning_rate")))
             processes = self.args.world_size
             means = self._losses.take(processes, lambda sums: self.accelerator.reduce(sums, reduction="mean"))
             if self.args.logging_nan_inf_filter:
@@ -314,6 +316,14 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
                 collapse.warn(f"Step {self.state.global_step}")
             warn_if_not_finite(logs, self.state.global_step)
         super().log(logs, *args, **kwargs)
+
+    def _rates_of_groups(self, rate: float | None) -> dict[str, float]:
+        """The rates of the groups after the first, which Transformers logs; a schedule scales all alike."""
+        first, *others = self.optimizer.param_groups
+        if rate is None or not first.get("initial_lr"):
+            return {}
+        factor = rate / first["initial_lr"]
+        return {f"learning_rate_{one['name']}": factor * one["initial_lr"] for one in others if "name" in one}
 
     def _share_norm_statistics(self) -> None:
         """Live batch norms see each process's images only; everyone takes the first process's, which are saved."""

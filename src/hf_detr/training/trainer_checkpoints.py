@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainingArguments
@@ -12,6 +13,7 @@ from ..checkpoints.card_facts import base_of, card_facts
 from ..checkpoints.model_card import model_card
 from ..checkpoints.stock_check import StockCheck
 from ..evaluation.tasks import task_of
+from ..wording import counted
 from .checkpoint_folders import TRAINED_WEIGHTS, TRAINING_ONLY
 
 # Of each process: the losses since the last entry of the log, and the position in a stream.
@@ -82,6 +84,8 @@ class CheckpointMixin:
         name = model_name or (args.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1]
         base_model, started_from = base_of(getattr(self.model, "name_or_path", None))
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # and this is one process of them
+        splits = {"train": self.train_dataset, "evaluation": self.eval_dataset}
+        sizes = {split: {"images": len(rows)} for split, rows in splits.items() if isinstance(rows, Dataset)}
         facts = card_facts(
             self.model,
             name,
@@ -89,9 +93,10 @@ class CheckpointMixin:
             StockCheck("unchecked", reason="its weights were spread over processes") if is_sharded else None,
             license=license,
             base_model=base_model,
+            dataset={"splits": sizes} if sizes else None,
             recipe={
                 "started from": started_from,
-                "epochs": f"{self.state.epoch or 0:g} ({self.state.global_step:,} steps)",
+                "epochs": f"{self.state.epoch or 0:g} ({counted(self.state.global_step, 'step')})",
                 "images a step": self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
                 "learning rate": args.rates_text,
                 "weight decay": f"{args.weight_decay:g}",

@@ -1,4 +1,4 @@
-"""Curves of a training: losses, their parts, and average precision, in one picture.
+"""Curves of a training: losses, their parts, average precision and learning rates, in one image.
 
 Figures are made as objects and drawn by Agg: pyplot, its windows and the caller's backend are left alone.
 """
@@ -18,6 +18,7 @@ _AP = {"map": "AP", "map_50": "AP50", "map_75": "AP75", "map_small": "AP small",
 _AP |= {"map_large": "AP large"}
 _PQ = {"pq": "PQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff", "sq": "SQ", "rq": "RQ"}
 _MEASURED = _AP | _PQ
+_RATE = "learning_rate"
 _SMOOTH_FROM = 150  # points; a longer curve is shown as its running mean over a fiftieth of it, with the points behind
 
 Curve = list[tuple[float, float]]  # (x, y), in the order logged; y may be NaN
@@ -26,23 +27,24 @@ Curve = list[tuple[float, float]]  # (x, y), in the order logged; y may be NaN
 def plot_curves(history: Sequence[Mapping], path: str | Path) -> None:
     """Draw what a training logged and write it to `path` (its suffix is the format: .png, .svg, .pdf).
 
-    `history`: one dict a logging step, as `Trainer.state.log_history` has them: `loss`, `loss_*` parts, `map*`, `pq*`
-    and `learning_rate`, those of an evaluation with `eval_` before them, and `epoch` or `step`. Other keys are passed
-    over, as are the losses of single decoder layers (`loss_ce_0`). Where an entry has neither epoch nor step, its
-    position counts. AP of -1 (undefined) and values that are not finite leave a gap. Raises ValueError if there is
-    nothing to draw.
+    `history`: one dict a logging step, as `Trainer.state.log_history` has them: `loss`, `loss_*` parts, `map*`, `pq*`,
+    `learning_rate` and `learning_rate_*`, those of an evaluation with `eval_` before them, and `epoch` or `step`. Other
+    keys are passed over, as are the losses of single decoder layers (`loss_ce_0`). Where an entry has neither epoch nor
+    step, its position counts. AP of -1 (undefined) and values that are not finite leave a gap. Learning rates are steps
+    that end where they were logged; they and the parts of the loss have a logarithmic scale, where they are above 0.
+    Raises ValueError if there is nothing to draw.
     """
     x_name, entries = _with_x(history)
     losses = _curves(entries, lambda name: name == "loss")
     parts = _curves(entries, lambda name: re.fullmatch(r"loss_\w*[a-z]", name) is not None)
     precision = _curves(entries, lambda name: name in _AP)
     quality = _curves(entries, lambda name: name in _PQ)
-    rates = _curves(entries, lambda name: name == "learning_rate")
+    rates = _curves(entries, lambda name: name.startswith(_RATE))
     panels = [
         (curves, title, label)
         for curves, title, label in (
             (losses, "Loss", "loss"),
-            (parts, "Parts of the loss", "loss"),
+            (parts, "Parts of the loss", "part of the loss"),
             (precision, "Average precision", "AP"),
             (quality, "Panoptic quality", "PQ"),
             (rates, "Learning rate", "learning rate"),
@@ -60,15 +62,18 @@ def plot_curves(history: Sequence[Mapping], path: str | Path) -> None:
     figure = Figure(figsize=(6.4 * columns, 4.0 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    end = max(x for curves, _, _ in panels for points in curves.values() for x, _ in points)
     for axes, (curves, title, label) in zip(grid, panels, strict=False):
         _panel(axes, curves, title, label, x_name)
         heights = [y for points in curves.values() for _, y in points if math.isfinite(y)]
         if label in ("AP", "PQ"):
-            axes.set_ylim(0, min(1.0, max(0.1, 1.15 * max(heights))))
-        elif label == "loss" and min(heights) >= 0:
+            axes.set_ylim(0, min(1.02, max(0.1, 1.15 * max(heights))))
+        elif label in ("part of the loss", "learning rate") and max(heights) > 0:
+            axes.set_yscale("log", nonpositive="mask")
+        elif min(heights) >= 0:
             axes.set_ylim(bottom=0)
-        elif label == "learning rate":
-            axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+        if end > 0:  # one range for all, from the beginning of the training
+            axes.set_xlim(-0.02 * end, 1.02 * end)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +81,7 @@ def plot_curves(history: Sequence[Mapping], path: str | Path) -> None:
 
 
 def _with_x(history: Sequence[Mapping]) -> tuple[str, list[tuple[float, Mapping]]]:
-    """The entries that carry a curve with their place on the x axis, and what that place is called."""
+    """The entries that carry a curve with their location on the x axis, and what that axis is called."""
     # the Trainer's last entry sums up the run (train_loss, train_runtime): no point of any curve
     entries = [entry for entry in history if "train_runtime" not in entry]
     for name in ("epoch", "step"):
@@ -108,16 +113,19 @@ def _panel(axes: Axes, curves: dict[tuple[str, bool], Curve], title: str, label:
         x, y = np.array(points).T
         # one colour a name; of a loss the training is solid, the evaluation dashed
         color = f"C{names.index(name) if len(names) > 1 else int(of_evaluation and name not in order)}"
-        legend = _MEASURED.get(name) or name.removeprefix("loss_") + (" (evaluation)" if of_evaluation else "")
         style = {"color": color, "linewidth": 2.2 if name in ("map", "pq") else 1.6}
         style["linestyle"] = "--" if of_evaluation and name not in order else "-"
-        style["marker"] = "o" if len(x) <= 40 else None
-        style["markersize"] = 3.5
-        if len(x) >= _SMOOTH_FROM and np.isfinite(y).all() and not name.startswith("learning"):
-            window = len(x) // 50
-            axes.plot(x, y, color=color, linewidth=0.6, alpha=0.3)
-            x, y = x[window - 1 :], np.convolve(y, np.full(window, 1 / window), mode="valid")
-        axes.plot(x, y, label=legend, **style)
+        if name.startswith(_RATE):
+            # a rate is logged after the steps it was used for, and the first of them is the run's
+            x, y, style["drawstyle"] = np.insert(x, 0, min(0.0, x[0])), np.insert(y, 0, y[0]), "steps-pre"
+        else:
+            style["marker"], style["markersize"] = ("o" if len(x) <= 40 else None), 3.5
+            style["markerfacecolor"] = "white" if style["linestyle"] == "--" else color
+            if len(x) >= _SMOOTH_FROM and np.isfinite(y).all():
+                window = len(x) // 50
+                axes.plot(x, y, color=color, linewidth=0.6, alpha=0.3)
+                x, y = x[window - 1 :], np.convolve(y, np.full(window, 1 / window), mode="valid")
+        axes.plot(x, y, label=_legend(name, of_evaluation), **style)
     if label in ("AP", "PQ"):
         main = "map" if label == "AP" else "pq"
         points = [(y, x) for x, y in curves.get((main, True), []) if math.isfinite(y)]
@@ -129,5 +137,13 @@ def _panel(axes: Axes, curves: dict[tuple[str, bool], Curve], title: str, label:
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(curves) > 1:
-        axes.legend(fontsize=9, framealpha=0.8)
+    if len(curves) > 1:  # beside the axes: inside it would lie on a line sooner or later
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+
+
+def _legend(name: str, of_evaluation: bool) -> str:
+    if name in _MEASURED:
+        return _MEASURED[name]
+    if name.startswith(_RATE):
+        return name.removeprefix(_RATE).strip("_").replace("_", " ") or "others"
+    return name.removeprefix("loss_") + ("\n(evaluation)" if of_evaluation else "")

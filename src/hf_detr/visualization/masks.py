@@ -13,7 +13,7 @@ from hotcoco import mask as coco_mask
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from hf_detr.evaluation.panoptic import Segments, read_segments, read_truth
+from hf_detr.evaluation.panoptic import Segments, read_truth
 from hf_detr.evaluation.reading import (
     Masks,
     read_detections,
@@ -64,9 +64,9 @@ def draw_panoptic(
 ) -> Image.Image:
     """The image, beside it the map of its segments, and below them the classes' colours and numbers of segments; RGB.
 
-    `result`: {segmentation (H, W), segments_info}, of post-processing or as a target of `PanopticEvaluator`. Segments
-    of one class are shades of one colour with white edges; pixels of none are light grey. Raises ValueError for another
-    form, and for a map that has not the size of the image.
+    `result`: {segmentation (H, W), segments_info}, of post-processing, or a target of `PanopticEvaluator`, such as a
+    row of the data set. Segments of one class are shades of one colour with white edges; pixels of none are light grey.
+    Raises ValueError for another form, and for a map that has not the size of the image.
     """
     rgb = as_rgb(image)
     names = {int(label): str(name) for label, name in (id2label or {}).items()}
@@ -183,8 +183,8 @@ def _instances(
 
 
 def _segments(result: Mapping, size_hw: tuple[int, int]) -> Segments:
-    [host] = to_host([result], ("segmentation", "segments_info"))
-    segments = read_segments(host, "drawing segments")
+    [host] = to_host([result], ("segmentation", "segments_info", "objects", "annotations", "width", "height"))
+    segments = read_truth(host, size_hw, "drawing segments")
     _check_size(segments, size_hw)
     return segments
 

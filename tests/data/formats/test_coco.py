@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from datasets import Image
 
 from hf_detr.data.loading import load_detection_dataset
 from hf_detr.data.schema import class_names, original_category_ids
@@ -164,3 +165,24 @@ def test_sizes_missing_from_the_file_are_read_upright_from_the_picture(coco_dir)
     write_picture(picture).write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"b\.png: not a readable image"):
         load_detection_dataset(coco_dir, splits="train")
+
+
+@pytest.mark.parametrize("name", ["../../outside.png", "{}/outside.png"])
+def test_an_image_that_lies_outside_is_not_opened_and_its_name_is_told(coco_dir, tmp_path, name):
+    """`image_dir` says where images may be; the annotations alone do not."""
+    name = name.format(tmp_path)
+    write_picture(tmp_path / "outside.png")
+    listed = coco_dir / "annotations" / "instances_train2017.json"
+    listed.write_text(listed.read_text().replace('"a.png"', json.dumps(name)))
+    with pytest.warns(UserWarning, match="leads out of the folders"), pytest.raises(ValueError, match="no such image"):
+        load_detection_dataset(coco_dir, splits="train")
+    write_picture(coco_dir / "train2017" / "outside.png")  # of that base name
+    with pytest.warns(UserWarning, match="found by their base name"):
+        rows = load_detection_dataset(coco_dir, splits="train")["train"]
+    rows = rows.cast_column("image", Image(decode=False))
+    assert rows[0]["image"]["path"] == str(coco_dir / "train2017" / "outside.png")
+    if name.startswith(str(tmp_path)):
+        for stem in ("b", "empty"):
+            write_picture(tmp_path / f"{stem}.png")
+        rows = load_detection_dataset(coco_dir, splits="train", image_dir=tmp_path)["train"]
+        assert rows.cast_column("image", Image(decode=False))[0]["image"]["path"] == name

@@ -22,7 +22,7 @@ _SPLIT_NAMES = {
 USUAL_SPLITS = ("train", "validation", "test")
 MASK_KINDS = "mask: "  # how the kinds of problems of masks begin
 # kinds of problems that on_bad_image="drop" is the answer to
-BAD_IMAGE = ("missing image", "corrupt image", "size differs")
+BAD_IMAGE = ("missing image", "corrupt image", "size differs", "bad file name")
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,24 @@ def report_missing_images(
     return [image for image in images if image.path.is_file()] if missing else list(images)
 
 
+def is_utf8(text: str) -> bool:
+    """False for bytes of a file name that are no UTF-8, and for halves of UTF-16 in JSON: no column can hold them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def in_utf8(images: Sequence[ImageRecord], split: str, findings: Findings) -> list[ImageRecord]:
+    """The images whose paths a column can hold; the others are reported."""
+    for image in images:
+        if not is_utf8(str(image.path)):
+            message = "its name, or a folder's above it, is no UTF-8; rename it."
+            findings.error("bad file name", image.path, message, split)
+    return [image for image in images if is_utf8(str(image.path))]
+
+
 def check_class_names(names: Sequence[str], where: str | Path, findings: Findings) -> None:
     """Raises ValueError for names that occur twice or are empty; that there is none at all is reported."""
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -233,6 +251,9 @@ def check_class_names(names: Sequence[str], where: str | Path, findings: Finding
         raise ValueError(
             f"{where}: class names must be unique, got {twice} more than once; rename one, or merge their annotations."
         )
+    unprintable = [name for name in names if not is_utf8(name)]
+    if unprintable:
+        raise ValueError(f"{where}: the class name {unprintable[0]!r} is no valid text; rename it.")
     if any(not name for name in names):
         raise ValueError(f"{where}: a class has an empty name, of {list(names)!r:.200}; name every class.")
     if not names:

@@ -45,6 +45,8 @@ def read_coco(
     are no whole numbers are numbered in the order of the file. `bbox_format`: one of `box_policy.BOX_FORMATS`.
     Raises ValueError (unless findings are collected) naming the file and the annotation.
     """
+    if image_dir and not Path(image_dir).is_dir():
+        raise ValueError(f"{root}: no such folder of images, {image_dir}; correct image_dir.")
     files = annotation_files(root, _coco_files)
     if not files:
         raise ValueError(f"{root}: no COCO annotation file; expected annotations/*.json or <split>/*.coco.json.")

@@ -47,7 +47,14 @@ def read_images(
             )
             findings.error("bad size", where, message, split)
             continue
-        image = finder.find(file_name) or finder.expected(file_name)
+        image = finder.find(file_name)
+        if image is None and finder.is_outside(file_name):
+            message = (
+                f"file_name {_short(file_name)} leads out of the folders of the data set, where nothing is opened; "
+                "correct it, or name the folder of the images by image_dir."
+            )
+            findings.warning("image outside", where, message, split)
+        image = image or finder.expected(file_name)
         if not (width and height):
             size = size_or_report(image, where, split, findings)
             if size is None:

@@ -55,7 +55,8 @@ def read_json(path: Path) -> Any:
     except RecursionError:
         raise ValueError(f"{path}: not valid JSON (nested too deep); export it again.") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); export it again.") from error
+        reason = error if error.doc.strip() else "the file is empty"
+        raise ValueError(f"{path}: not valid JSON ({reason}); export it again.") from error
     except ValueError as error:  # read_text's, or a number of more digits than Python reads
         raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}; export it again.") from None
 

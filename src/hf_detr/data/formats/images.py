@@ -51,14 +51,16 @@ class ImageFinder:
     """Finds the image that an annotation names, in the usual `folders`, searched in that order, and below them but for
     those that are `shallow`.
 
-    A name is taken as it stands, below one of the folders or absolute. Where there is no such file, the file of that
-    base name is taken (`plain_name`; upper and lower case, and case of the suffix, do not count), provided that it is
+    A name is taken as it stands, relative to one of the folders, where that is a file below one of them: what
+    annotations name elsewhere (an absolute path, `../..`) is not opened. Else the file of that base name is taken
+    (`plain_name`; upper and lower case, and case of the suffix, do not count), provided that it is
     the only one, or the only one with the longest matching end of the path. `report` says how many were found so.
     """
 
     def __init__(self, folders: Iterable[Path], shallow: Iterable[Path] = ()):
         self._shallow = set(shallow)
         self.folders = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+        self._roots = [Path(os.path.abspath(folder)) for folder in self.folders]
         self._last: Path | None = None  # where the last image was: the next one is there too
         self._by_stem: dict[Path, dict[str, list[Path]]] = {}
         self._found_otherwise: list[tuple[str, Path]] = []
@@ -67,7 +69,7 @@ class ImageFinder:
         """The file of this name, or None where there is none, or several that fit equally well."""
         for written in dict.fromkeys((name, plain_name(name))):
             for folder in (self._last, *self.folders) if self._last else self.folders:
-                if os.path.isfile(folder / written):
+                if os.path.isfile(folder / written) and self._holds(folder / written):
                     self._last = folder
                     if written != name:
                         self._found_otherwise.append((name, folder / written))
@@ -77,11 +79,21 @@ class ImageFinder:
             self._found_otherwise.append((name, found))
         return found
 
+    def _holds(self, path: Path) -> bool:
+        """Whether a path leads to below one of the folders; links in them are the user's own."""
+        path = Path(os.path.abspath(path))
+        return any(root in path.parents for root in self._roots)
+
     def expected(self, name: str) -> Path:
         """Where the file of this name should be, and is not: beside the image that was found last, or where images
         usually are."""
         usual = [folder for folder in self.folders if folder not in self._shallow]
-        return next(iter([self._last] if self._last else usual or self.folders), Path()) / name
+        folder = next(iter([self._last] if self._last else usual or self.folders), Path())
+        return folder / (Path(plain_name(name)).name if self.is_outside(name) else name)
+
+    def is_outside(self, name: str) -> bool:
+        """Whether a name leads out of all folders."""
+        return not any(self._holds(folder / name) for folder in self.folders)
 
     def like(self, stem: str, suffix: str | None = None) -> Path | None:
         """The one image file of this path without a suffix, of any type or of the type of `suffix`."""

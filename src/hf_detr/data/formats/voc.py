@@ -230,7 +230,7 @@ def _members(root: Path, findings: Findings) -> tuple[dict[str, list[Path]], int
         for number, fields in entries:
             name = " ".join(fields)
             path = annotations / f"{name[: name.rindex('.')] if name.lower().endswith(IMAGE_SUFFIXES) else name}.xml"
-            if not path.is_file():
+            if ".." in path.parts[len(annotations.parts) :] or annotations not in path.parents or not path.is_file():
                 message = (
                     f"no annotation file {path}; add it (without objects if the image is empty) or remove the line."
                 )

@@ -24,11 +24,11 @@ def digit_scenes(
     object_size: tuple[int, int] | None = None,
     task: str = "detection",
 ) -> Dataset:
-    """Pictures of scattered handwritten digits with tight boxes, in the schema of `schema.py`.
+    """Images of scattered handwritten digits with tight boxes, in the schema of `schema.py`.
 
-    `num_images` pictures, `image_size` pixels squared, each with 1 to `max_objects` of the `digits` (classes in
+    `num_images` images, `image_size` pixels squared, each with 1 to `max_objects` of the `digits` (classes in
     ascending order, named "zero" to "nine"), `object_size` = (smallest, largest) height in pixels, by default a
-    sixth to five twelfths of the picture. Colours, contrast, texture, size and place are random but follow from
+    sixth to five twelfths of the image. Colours, contrast, texture, size and place are random but follow from
     `seed` alone; boxes overlap by at most a tenth of the smaller one. `split="test"` draws on other scans (300 of the
     1,797) than `split="train"`. `task` "instance" adds the digits' masks, "panoptic" also textures of the background,
     classes "plain", "striped", "checked" and "dotted", as stuff; boxes stay the same. Raises ValueError for impossible

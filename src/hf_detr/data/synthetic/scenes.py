@@ -60,10 +60,10 @@ def paint_scenes(
     next_id = 1
     for index in range(num_images):
         rng = np.random.default_rng([seed, _SPLITS.index(split), index])
-        picture = _background(rng, image_size)
+        canvas = _background(rng, image_size)
         # random numbers of its own: boxes do not depend on the task
         textures_rng = np.random.default_rng([seed, _SPLITS.index(split), index, 1])
-        textures = paint_textures(textures_rng, picture) if task == "panoptic" else {}
+        textures = paint_textures(textures_rng, canvas) if task == "panoptic" else {}
         owner = np.full((image_size, image_size), -1)  # the object seen in each pixel
         boxes: list[tuple[int, int, int, int]] = []
         categories = []
@@ -72,11 +72,11 @@ def paint_scenes(
             box = _place(rng, coverage.shape, image_size, boxes)
             if box is None:
                 continue  # no free place left: the scene has an object less
-            _stamp(rng, picture, coverage, box)
+            _stamp(rng, canvas, coverage, box)
             owner[box[1] : box[1] + box[3], box[0] : box[0] + box[2]][coverage > _INK] = len(boxes)
             boxes.append(box)
             categories.append(category)
-        columns["image"].append({"path": None, "bytes": _png(picture)})
+        columns["image"].append({"path": None, "bytes": _png(canvas)})
         columns["image_id"].append(index)
         columns["width"].append(image_size)
         columns["height"].append(image_size)
@@ -129,10 +129,10 @@ def _place(rng: Generator, size_hw: tuple[int, int], image_size: int, boxes: lis
     return None
 
 
-def _stamp(rng: Generator, picture: np.ndarray, coverage: np.ndarray, box_xywh: tuple[int, int, int, int]) -> None:
-    """Blends a colour that differs from what lies under it into `picture`, in place."""
+def _stamp(rng: Generator, canvas: np.ndarray, coverage: np.ndarray, box_xywh: tuple[int, int, int, int]) -> None:
+    """Blends a colour that differs from what lies under it into `canvas`, in place."""
     x, y, width, height = box_xywh
-    under = picture[y : y + height, x : x + width]
+    under = canvas[y : y + height, x : x + width]
     grey = under.mean()
     contrast = rng.uniform(60, 160)
     # lighter or darker, wherever there is room for the contrast
@@ -143,7 +143,7 @@ def _stamp(rng: Generator, picture: np.ndarray, coverage: np.ndarray, box_xywh: 
     under += coverage[..., None] * (colour - under)
 
 
-def _png(picture: np.ndarray) -> bytes:
+def _png(canvas: np.ndarray) -> bytes:
     stream = BytesIO()
-    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(stream, "PNG", compress_level=1)
+    Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).save(stream, "PNG", compress_level=1)
     return stream.getvalue()

@@ -51,7 +51,7 @@ def shape_scenes(
     object_size: tuple[int, int] | None = None,
     task: str = "detection",
 ) -> Dataset:
-    """Pictures of scattered shapes, filled or in outline, turned at random, with tight boxes; else as `digit_scenes`.
+    """Images of scattered shapes, filled or in outline, turned at random, with tight boxes; else as `digit_scenes`.
 
     `shapes` names the classes, in order, out of "circle", "triangle", "square", "star", "cross". The splits differ in
     their random numbers. Raises ValueError for no, unknown or repeated shapes, impossible sizes and unknown splits.

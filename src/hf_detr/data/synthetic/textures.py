@@ -17,10 +17,10 @@ _PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 TEXTURE_NAMES = tuple(_PATTERNS)
 
 
-def paint_textures(rng: Generator, picture: np.ndarray) -> dict[int, np.ndarray]:
-    """Divides a square `picture`, (size, size, 3) float, by one or two lines and gives each region a texture of its
+def paint_textures(rng: Generator, image: np.ndarray) -> dict[int, np.ndarray]:
+    """Divides a square `image`, (size, size, 3) float, by one or two lines and gives each region a texture of its
     own, in place. Returns the masks (size, size) bool of the textures that occur, by their place in TEXTURE_NAMES."""
-    size = len(picture)
+    size = len(image)
     y, x = np.mgrid[:size, :size].astype(np.float64)
     regions = np.zeros((size, size), dtype=np.int64)
     for _ in range(rng.integers(1, 3)):
@@ -33,6 +33,6 @@ def paint_textures(rng: Generator, picture: np.ndarray) -> dict[int, np.ndarray]
         pattern = strength * _PATTERNS[TEXTURE_NAMES[texture]](*turned, period)
         mask = regions == region
         if mask.any():
-            picture[mask] += pattern[mask][:, None]
+            image[mask] += pattern[mask][:, None]
             masks[texture] = mask
     return dict(sorted(masks.items()))

@@ -1,0 +1,48 @@
+"""Files and folders that commands write: tried before the work, and written whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from ._errors import about
+
+_ELSEWHERE = "free some space, or name another path"
+
+
+def check_output_file(path: Path | None, option: str) -> None:
+    """Raises ValueError, naming the option, where a file of this name could not be written; makes its folder."""
+    if path is None:
+        return
+    with about(f"{option} {path}", "name another file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        with path.open("ab"):  # what is there stays
+            pass
+        if not existed:
+            path.unlink()
+
+
+def check_output_folder(folder: Path, overwrite: bool = True) -> None:
+    """Makes the folder. Raises ValueError where nothing could be written into it, and, unless `overwrite`, where it
+    holds something."""
+    if not overwrite and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not empty; name another folder, or pass --overwrite.")
+    with about(folder, "name another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in UTF-8, whole or not at all. ValueError, naming it, where that fails."""
+    with about(path, _ELSEWHERE):
+        target = path.resolve()
+        if target.exists() and not target.is_file():  # a terminal, a pipe
+            target.write_text(text, encoding="utf-8", errors="backslashreplace")
+            return
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)

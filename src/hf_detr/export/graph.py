@@ -1,0 +1,53 @@
+"""What of a detector goes into an exported file: images in, tensors of detections out, and nothing else."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ..boxes import cxcywh_to_xyxy
+from ..modeling_detr import DetrForObjectDetection
+
+
+class DetectorGraph(nn.Module):
+    """`pixel_values` (B, C, H, W) float32 and `pixel_mask` (B, H, W) int64, 1 on the image -> `logits` (B, Q, C + 1)
+    and `pred_boxes` (B, Q, 4), cxcywh of the visible image.
+
+    With `post_process` a third input, `target_sizes` (B, 2) float32, the images' heights and widths in pixels, and
+    `scores` (B, Q), `labels` (B, Q) int64 and `boxes` (B, Q, 4), xyxy in pixels, in place of the former two: every
+    query's best class, for the caller to compare with a threshold. A query that is not finite has the score NaN.
+
+    Raises ValueError for weights that are not finite.
+    """
+
+    def __init__(self, model: DetrForObjectDetection, post_process: bool = False):
+        super().__init__()
+        # a copy, since norms are folded into it; the caller's model stays as it is
+        self.detector = copy.deepcopy(model).float().cpu().eval()
+        self.detector.fold_norms()
+        broken = [name for name, tensor in self.detector.state_dict().items() if not torch.isfinite(tensor).all()]
+        if broken:
+            raise ValueError(
+                f"{broken[0]}: NaN or infinite weights ({len(broken)} tensors); export a sound checkpoint."
+            )
+        self.detector.config.chunk_size_backbone = 0
+        self.post_process = post_process
+        self.config = self.detector.config
+
+    def forward(
+        self, pixel_values: Tensor, pixel_mask: Tensor, target_sizes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        outputs = self.detector(pixel_values, pixel_mask=pixel_mask, return_dict=True)
+        # said to the runtime, since OpenVINO's ReLU makes 0 of NaN: an image that is not finite has no finite logit
+        finite = torch.isfinite(pixel_values.sum(dim=(1, 2, 3)))[:, None, None]
+        logits, boxes = torch.where(finite, outputs.logits, torch.nan), outputs.pred_boxes
+        if not self.post_process:
+            return {"logits": logits, "pred_boxes": boxes}
+        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+        valid = torch.isfinite(logits.sum(-1) + boxes.sum(-1))
+        size_wh = target_sizes.flip(-1)
+        return {
+            "scores": torch.where(valid, scores, torch.nan),
+            "labels": labels,
+            "boxes": cxcywh_to_xyxy(boxes) * torch.cat((size_wh, size_wh), dim=-1)[:, None],
+        }
