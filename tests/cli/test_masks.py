@@ -96,6 +96,17 @@ def test_the_run_folder_has_the_numbers_of_evaluate_and_a_card_of_the_task(train
             assert min(figure.size) > 200
 
 
+def test_the_snippets_of_the_card_run(trained, monkeypatch):
+    monkeypatch.chdir(trained.run.parent)
+    Image.new("RGB", (64, 48), (90, 120, 30)).save("image.jpg")
+    snippets = [part.split("```")[0] for part in (trained.run / "README.md").read_text().split("```python\n")[1:]]
+    assert len(snippets) == 2  # ours and stock's
+    names: dict = {}
+    for snippet in snippets:
+        exec(snippet, names)
+    assert type(names["segmenter"].model).__module__.startswith("transformers.")
+
+
 def test_stock_transformers_gives_the_same_masks(trained):
     stock, info = transformers.DetrForSegmentation.from_pretrained(trained.run, output_loading_info=True)
     assert not info["missing_keys"]

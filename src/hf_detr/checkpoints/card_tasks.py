@@ -64,18 +64,18 @@ _AP_COLUMNS = {"map": "AP", "map_50": "AP50"}
 CARD_TASKS = {
     "detection": CardTask(
         "object-detection", "object detector", "COCO average precision", "mean_average_precision", _AP,
-        ("map", "map_50", "map_75"), _AP_COLUMNS, "objects", "DetrForObjectDetection", _BOX_LOOP,
+        ("map", "map_50", "map_75"), _AP_COLUMNS, "object", "DetrForObjectDetection", _BOX_LOOP,
         'detector = pipeline("object-detection", model="{repo}")\nprint(detector("image.jpg", threshold={threshold}))',
     ),
     "instance": CardTask(
         "image-segmentation", "model for instance segmentation", "COCO average precision of masks",
         "mean_average_precision", {key: f"mask {name}" for key, name in _AP.items()}, ("map", "map_50", "map_75"),
-        _AP_COLUMNS, "objects", "DetrForSegmentation", _MASK_LOOP,
+        _AP_COLUMNS, "object", "DetrForSegmentation", _MASK_LOOP,
         _SEGMENTER.format("instance"),
     ),
     "panoptic": CardTask(
         "image-segmentation", "model for panoptic segmentation", "Panoptic quality", "panoptic_quality", _PQ,
-        ("pq", "sq", "rq"), {"pq": "PQ", "sq": "SQ", "rq": "RQ"}, "segments", "DetrForSegmentation", _SEGMENT_LOOP,
+        ("pq", "sq", "rq"), {"pq": "PQ", "sq": "SQ", "rq": "RQ"}, "segment", "DetrForSegmentation", _SEGMENT_LOOP,
         _SEGMENTER.format("panoptic"),
     ),
 }  # fmt: skip

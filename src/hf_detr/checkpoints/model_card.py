@@ -169,7 +169,7 @@ def _evaluation(facts: Mapping[str, Any]) -> list[str]:
             (_cell(name), *(_score(values[key]) for key in task.columns), f"{values['num_targets']:,}")
             for name, values in metrics["per_class"].items()
         ]
-        lines.append(_table(("class", *task.columns.values(), task.counted), rows))
+        lines.append(_table(("class", *task.columns.values(), f"{task.counted}s"), rows))
     return lines
 
 

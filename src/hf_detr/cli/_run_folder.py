@@ -59,7 +59,7 @@ def write_run_folder(
             "history": history,
         }
         write_text(folder / "metrics.json", json.dumps(content, indent=2) + "\n")
-    figures = _draw(trainer, processor, splits.test, history, folder)
+    figures = _draw(trainer, transform, splits.test, history, folder)
     if not is_writer:
         return
     facts = _facts(args, trainer, splits, report, metrics, seconds)
