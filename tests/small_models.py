@@ -50,11 +50,12 @@ def predictions(outputs) -> torch.Tensor:
 
 
 @torch.no_grad()
-def with_statistics(model: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
-    """Random numbers as after training: norms at 0 and 1, or queries that all say the same, would prove nothing."""
+def with_statistics(model: torch.nn.Module, seed: int = 1, normal=None) -> torch.nn.Module:
+    """Random numbers as after training: norms at 0 and 1, or queries that all say the same, would prove nothing.
+    `normal` draws them by shape, instead of torch."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
-        noise = torch.randn(tensor.shape, generator=generator)
+        noise = normal(tensor.shape) if normal else torch.randn(tensor.shape, generator=generator)
         if name.endswith("running_var"):
             tensor.copy_(0.5 + noise.abs())
         elif name.endswith("running_mean"):

@@ -8,12 +8,9 @@ false, which makes stock compute what this package computes, and its true value 
 
 import difflib
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
@@ -26,7 +23,7 @@ from .configuration.backbone import (
     timm_backbone,
     transformers_backbone,
 )
-from .configuration.checks import is_int, is_label_map, is_number, next_multiple, require, require_counts
+from .configuration.checks import errors_name, is_int, is_label_map, is_number, next_multiple, require, require_counts
 
 # What the block of the configuration file holds.
 _OWN_FIELDS = (
@@ -55,7 +52,7 @@ _ALIASES = {
 }
 _MOST_LABELS = 1_000_000  # each gets a name
 _POSITION_EMBEDDINGS = ("sine", "learned")
-_MASK_LOSS_RESOLUTIONS = ("image", "mask", "points")
+_MASK_LOSSES = ("image", "mask", "points")
 
 
 class DetrConfig(PreTrainedConfig):
@@ -109,7 +106,6 @@ class DetrConfig(PreTrainedConfig):
         mask_loss_resolution: where predicted and true masks are compared: "image", every pixel of the image, as
             published; "mask", every cell of the predicted mask, a quarter of that in each direction; "points",
             `mask_loss_points` random locations of each mask.
-        mask_loss_points: see there.
         mask_loss_on_padding: count padding as pixels off the object, as the original does. Its checkpoints have it set.
         freeze_detector: train the mask head alone (the paper's second stage); see `DetrForSegmentation.from_detector`.
         label_ids_to_fuse: the classes of stuff, all segments of which are one in a panoptic result.
@@ -240,13 +236,13 @@ class DetrConfig(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any):
         """As in Transformers. ValueError, naming the checkpoint, for what makes no configuration."""
-        with _errors_name(pretrained_model_name_or_path):
+        with errors_name(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_json_file(cls, json_file: str | PathLike) -> "DetrConfig":
         """As in Transformers. ValueError, naming the file, for what makes no configuration."""
-        with _errors_name(json_file):
+        with errors_name(json_file):
             return cls.from_dict(cls._dict_from_json_file(json_file))
 
     @classmethod
@@ -380,8 +376,7 @@ class DetrConfig(PreTrainedConfig):
             self, ["freeze_backbone_until"], "a stage's name or index, 'auto', 'all' or None",
             lambda v: v is None or isinstance(v, str) or (is_int(v) and v >= 0),
         )  # fmt: skip
-        resolutions = _MASK_LOSS_RESOLUTIONS
-        require(self, ["mask_loss_resolution"], f"one of {resolutions}", resolutions.__contains__)
+        require(self, ["mask_loss_resolution"], f"one of {_MASK_LOSSES}", _MASK_LOSSES.__contains__)
         require(
             self, ["label_ids_to_fuse"], f"None or a list of class ids from 0 to {self.num_labels - 1}",
             lambda v: v is None or (isinstance(v, list) and all(is_int(i) and 0 <= i < self.num_labels for i in v)),
@@ -404,11 +399,3 @@ class DetrConfig(PreTrainedConfig):
             fields.pop(name, None)
         fields["auxiliary_loss"] = False
         return fields
-
-
-@contextmanager
-def _errors_name(source: str | PathLike) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, TypeError, RecursionError, StrictDataclassError) as error:
-        raise ValueError(f"{source}: {error}") from error

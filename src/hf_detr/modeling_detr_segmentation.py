@@ -116,16 +116,32 @@ class DetrForSegmentation(DetrModelWithClasses):
 
     @classmethod
     def from_detector(
-        cls, checkpoint: str | PathLike, *, freeze_detector: bool = True, **kwargs
+        cls,
+        checkpoint: str | PathLike,
+        *,
+        freeze_detector: bool = True,
+        id2label: dict[int, str] | None = None,
+        **kwargs,
     ) -> "DetrForSegmentation":
         """The start of the paper's second stage: a trained detector and a fresh mask head, in eval mode.
 
         Args:
             checkpoint: of `DetrForObjectDetection`, of this package or stock, as for `from_pretrained`.
             freeze_detector: train the mask head alone; see the method of that name. Without it, both train together.
-            kwargs: for `DetrForObjectDetection.from_pretrained`, such as `id2label`.
+            id2label: other classes; with a frozen detector, some of those that it knows.
+            kwargs: for `DetrForObjectDetection.from_pretrained`.
+
+        Raises:
+            ValueError: new classes for a frozen detector, which would never learn them.
         """
         detector = DetrForObjectDetection.from_pretrained(checkpoint, **kwargs)
+        kept = None if id2label is None else detector.set_classes(id2label)
+        if freeze_detector and kept is not None and len(kept) < len(id2label):
+            new = [name for name in id2label.values() if name not in kept]
+            raise ValueError(
+                f"{checkpoint} does not know the classes {new[:10]}, and frozen it would never learn them; train a "
+                "DetrForObjectDetection on them first, or set freeze_detector=False."
+            )
         token = loading_checkpoint.set(True)
         try:
             model = cls(detector.config)
@@ -213,6 +229,10 @@ class DetrForSegmentation(DetrModelWithClasses):
         if inputs_embeds is not None:
             raise ValueError(
                 "Masks are made of the backbone's maps, which inputs_embeds do not have; give pixel_values."
+            )
+        if mask_threshold is not None and not 0 <= mask_threshold <= 1:
+            raise ValueError(
+                f"mask_threshold={mask_threshold} must be a probability from 0 to 1, or None for all queries."
             )
         if mask_top_k is not None and mask_top_k < 1:
             raise ValueError(f"mask_top_k={mask_top_k} must be at least 1, or None for all queries.")

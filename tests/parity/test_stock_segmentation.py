@@ -9,7 +9,7 @@ import transformers
 from PIL import Image
 from safetensors import safe_open
 
-from hf_detr import DetrForObjectDetection, DetrForSegmentation
+from hf_detr import DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor
 from tests.small_models import SIZES, images, small_model, small_segmenter, targets, with_statistics
 
 HEADS = {"encoder_attention_heads": 8, "decoder_attention_heads": 8}
@@ -145,6 +145,16 @@ def test_losses_and_gradients_equal_stocks_where_nothing_is_padded(folder):
         assert torch.allclose(ours.weight.grad, stock.weight.grad, rtol=1e-4, atol=1e-7), layer
 
 
+def test_defect_1_is_still_there_stocks_auxiliary_loss_changes_its_masks(folder):
+    # when this fails, stock has been corrected and the table of differences has to change
+    pixels = images(*SINGLE)[0]
+    with torch.no_grad():
+        plain, broken = (stock_of(folder, auxiliary_loss=on)(pixels).pred_masks for on in (False, True))
+        ours = DetrForSegmentation.from_pretrained(folder)(pixels).pred_masks
+    assert (broken - plain).abs().max() > 1e-2
+    assert (ours - plain).abs().max() < 1e-4 * plain.abs().max()
+
+
 def _stocks(model, layer):
     name = {"lay1": "conv1.conv", "lay5": "fpn_stages.2.refine.conv", "out_lay": "output_conv"}[layer]
     return model.mask_head.get_submodule(name)
@@ -231,9 +241,11 @@ def test_a_segmentation_checkpoint_is_no_detector_in_silence(folder):
 @pytest.mark.parametrize("subtask", ["panoptic", "instance", "semantic"])
 def test_transformers_pipeline_gives_equal_results(folder, subtask):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (72, 100, 3), dtype=np.uint8))
-    processor = transformers.DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
-    results = []
-    for model in (DetrForSegmentation.from_pretrained(folder), stock_of(folder)):
+    results, size = [], {"shortest_edge": 64, "longest_edge": 96}
+    for model, processor in (
+        (DetrForSegmentation.from_pretrained(folder), DetrImageProcessor(size=size)),
+        (stock_of(folder), transformers.DetrImageProcessor(size=size)),
+    ):
         pipe = transformers.pipeline("image-segmentation", model=model, image_processor=processor, device="cpu")
         results.append(pipe(image, subtask=subtask, threshold=0.0, mask_threshold=0.5))
     assert results[0]
@@ -242,3 +254,19 @@ def test_transformers_pipeline_gives_equal_results(folder, subtask):
         assert ours["label"] == stock["label"]
         assert ours["score"] == pytest.approx(stock["score"], abs=1e-4) or ours["score"] is stock["score"] is None
         assert np.mean(np.array(ours["mask"]) != np.array(stock["mask"])) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["instance", "panoptic"])
+def test_post_processing_of_kept_masks_alone_is_that_of_all(folder, kind):
+    model = DetrForSegmentation.from_pretrained(folder)
+    pixel_values, pixel_mask = images(*PADDED)
+    with torch.no_grad():
+        whole = model(pixel_values, pixel_mask)
+        threshold = whole.logits.softmax(-1)[..., :-1].amax(-1).quantile(0.8).item()
+        kept = model(pixel_values, pixel_mask, mask_threshold=threshold)
+    assert kept.pred_masks.shape[1] < whole.pred_masks.shape[1]
+    post_process = getattr(DetrImageProcessor(), f"post_process_{kind}_segmentation")
+    results = [post_process(outputs, threshold=threshold, target_sizes=list(PADDED)) for outputs in (whole, kept)]
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one["segmentation"], other["segmentation"])
+        assert one["segments_info"] == other["segments_info"]

@@ -8,6 +8,7 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -91,6 +92,17 @@ def test_batches_after_a_resume_are_those_that_would_have_come(name, workers):
         again = batches_of(STREAMS[name](), num_workers=workers)  # killed twice
         again.load_state_dict(passed_through_json(resumed.state_dict(stopped + 1)))
         assert [next(again) for _ in range(stopped + 2, 9)] == expected[stopped + 2 :]
+
+
+def test_with_a_state_that_is_not_exact_the_pass_is_read_again(monkeypatch):
+    monkeypatch.setattr(datasets, "__version__", "5.1.0")
+    undisturbed = batches_of(STREAMS["shards"]())
+    expected = [next(undisturbed) for _ in range(3)]
+    state = passed_through_json(undisturbed.state_dict(3))
+    assert state["workers"]["0"] == {"rows": 6, "state": None}
+    resumed = batches_of(STREAMS["shards"]())
+    resumed.load_state_dict(state)
+    assert next(resumed) == next(undisturbed) != expected[2]
 
 
 @pytest.mark.parametrize("shards", [1, 4, 5])
@@ -225,6 +237,8 @@ def test_a_stream_needs_a_position_and_no_shapes(make_trainer, tmp_path):
         trainer.train(resume_from_checkpoint=tmp_path / "run" / "checkpoint-1")
     with pytest.raises(ValueError, match="a stream tells them one by one"):
         make_trainer(rows=scenes(4).to_iterable_dataset(), max_steps=1, group_by_aspect_ratio=True).train()
+    with pytest.warns(UserWarning, match=r"give them to load_detection_dataset\(\.\.\., streaming=True\)"):
+        make_trainer(rows=scenes(4).to_iterable_dataset(), max_steps=1, on_bad_box="drop")
     with pytest.raises(ValueError, match=r"train_dataset: its rows have .* but no pixel_values"):
         DetrTrainer(model(), arguments(tmp_path, max_steps=1), train_dataset=scenes(4).to_iterable_dataset())
 

@@ -56,15 +56,14 @@ def load_original(
     """Reads a `.pth` of the original: the configuration it needs, and its weights under this package's names.
 
     Only tensors and plain values are unpickled (`weights_only=True`). `with_masks`: for `DetrForSegmentation`, whose
-    loss then counts padding, as the original's does.
+    loss then counts padding as the original's does, unless `config` says otherwise.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a checkpoint of the original, or one whose configuration has to be given.
     """
-    checkpoint, path = _read(path), Path(path)
-    weights = checkpoint.get("model", checkpoint)
-    arguments = vars(checkpoint["args"]) if isinstance(checkpoint.get("args"), argparse.Namespace) else {}
+    path = Path(path)
+    weights, arguments = _read(path)
     detector, mask_head = _parts(weights, path)
     if with_masks and not mask_head:
         raise ValueError(
@@ -83,12 +82,12 @@ def load_original(
 
 def has_masks(path: str | PathLike) -> bool:
     """Whether a `.pth` of the original is of a segmentation model. Errors as for `load_original`."""
-    checkpoint = _read(path)
-    return any(name.startswith("mask_head.") for name in checkpoint.get("model", checkpoint))
+    weights, _ = _read(Path(path))
+    return any(name.startswith("mask_head.") for name in weights)
 
 
-def _read(path: str | PathLike) -> dict[str, Any]:
-    path = Path(path)
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights under the original's names, and the arguments of the training, where the file has them."""
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no such file"
         raise FileNotFoundError(f"{path}: {what}; give the .pth of the original DETR.")
@@ -109,7 +108,8 @@ def _read(path: str | PathLike) -> dict[str, Any]:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items() if name != "args"
     ):
         raise ValueError(f"{path}: what is under 'model' are no named tensors; give the .pth of the original DETR.")
-    return checkpoint
+    arguments = vars(checkpoint["args"]) if isinstance(checkpoint.get("args"), argparse.Namespace) else {}
+    return weights, arguments
 
 
 def convert_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
             check_config_file(args.config)
     check_output_folder(args.output, args.overwrite)
     from hf_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor
-    from hf_detr.checkpoints.original import has_masks
 
     from ..checkpoints.files import written_whole
+    from ..checkpoints.original import has_masks
 
     config = None
     if args.config is not None:

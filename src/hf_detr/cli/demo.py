@@ -116,10 +116,10 @@ def _of_the_checkpoint(args: argparse.Namespace, splits: Any) -> dict[str, Any]:
 
     torch.manual_seed(args.seed)
     names = id2label(splits["train"])
-    start = DetrForObjectDetection.from_pretrained
-    model = (start if args.task == "detection" else DetrForSegmentation.from_detector)(
-        tiny_checkpoint(), id2label=names
-    )
+    if args.task == "detection":
+        model = DetrForObjectDetection.from_pretrained(tiny_checkpoint(), id2label=names)
+    else:
+        model = DetrForSegmentation.from_detector(tiny_checkpoint(), id2label=names, freeze_detector=False)
     processor = DetrImageProcessor.from_pretrained(tiny_checkpoint())
     evaluator = evaluator_of(args.task, names, stuff=stuff_ids(splits["train"]))
     return evaluate_model(model, processor, splits["test"], batch_size=32, evaluator=evaluator).compute()

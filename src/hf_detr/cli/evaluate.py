@@ -5,12 +5,17 @@ import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._arguments import add_data_arguments, add_policy_arguments, add_running_arguments, data_options, positive
 from ._errors import about
 from ._outputs import check_output_file
 from ._sources import check_data_source, check_model_source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_detr.evaluation import CocoEvaluator
 
 _PREFERRED_SPLITS = ("test", "validation")
 
@@ -38,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results", type=Path, metavar="FILE", help="write the detections as COCO results, with the data's own ids"
     )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="write a page: curves, confusion, errors, the worst images"
+    )
     add_running_arguments(parser)
 
 
@@ -46,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     check_data_source(args.data)
     check_output_file(args.json, "--json")
     check_output_file(args.results, "--results")
+    check_output_file(args.report, "--report")
     from hf_detr.cli._process_memory import keep_freed_memory
     from hf_detr.data.loading import load_detection_dataset
     from hf_detr.data.schema import class_names, original_category_ids
@@ -99,7 +108,39 @@ def run(args: argparse.Namespace) -> int:
         with about(args.results, "name another file"):
             evaluator.write_results(args.results, original_category_ids(dataset))
         print(f"\nwritten: {args.results}")
+    if args.report:
+        with about(args.report, "name another file"):
+            write_page(args.report, f"{args.model} on {args.data}, split {split}", evaluator, dataset)
+        print(f"\nwritten: {args.report}")
     return 0
+
+
+_SHOWN = 24  # images of the page
+
+
+def write_page(path: Path, title: str, evaluator: "CocoEvaluator", dataset: "Dataset") -> None:
+    """The page of --report, with the worst images drawn."""
+    from datasets import Image
+
+    from hf_detr.data.transform import decode_image
+    from hf_detr.evaluation.analysis import analyse
+    from hf_detr.visualization import draw_detections
+    from hf_detr.visualization.report_page import write_report
+
+    analysis = analyse(evaluator)
+    threshold, names = analysis.overall.threshold or 0.0, dict(enumerate(analysis.class_names))
+    kept = dict(zip(evaluator.image_ids(), evaluator.images(), strict=True))
+    place = {image_id: index for index, image_id in enumerate(dataset["image_id"])}
+    undecoded = dataset.cast_column("image", Image(decode=False))
+    drawings = []
+    for image_id in analysis.worst[:_SHOWN]:
+        row, (boxes, scores, labels) = undecoded[place[image_id]], kept[image_id].detections
+        found = {"boxes": boxes, "scores": scores, "labels": labels}
+        wrong, missed = analysis.image_errors[image_id]
+        name = Path(row["image"].get("path") or f"image {image_id}").name
+        drawing = draw_detections(decode_image(row), found, names, threshold, targets=row, enlarge=False)
+        drawings.append((f"{name}: {wrong} wrong, {missed} missed", drawing))
+    write_report(analysis, path, title, drawings)
 
 
 def _check_task(args: argparse.Namespace, task: str, model: Any, dataset: Any) -> None:
@@ -119,6 +160,8 @@ def _check_task(args: argparse.Namespace, task: str, model: Any, dataset: Any) -
         )
     if task == "panoptic" and args.results:
         raise ValueError("--results writes detections; `hf-detr predict` writes panoptic segments.")
+    if args.report:
+        raise ValueError("--report is of boxes; take --task detection.")
 
 
 def _know_stuff(processor: Any, model: Any, dataset: Any, class_of_label: Mapping[int, int]) -> None:

@@ -174,6 +174,15 @@ class CocoEvaluator(ImageEvaluator):
             file.write("\n]\n")
         return written
 
+    def images(self) -> list[Image]:
+        """What is kept of the images, in the order of `image_ids()`."""
+        return self._in_order()
+
+    def names(self) -> dict[int, str]:
+        """Class names by id, ascending; the numbers that were seen where no names were given."""
+        both = [part.labels for image in self._images.values() for part in (image.detections, image.targets)]
+        return self._class_names(np.unique(np.concatenate(both)).tolist() if both else ())
+
     def _check(self, image: Image, place: str) -> None:
         self._check_labels(image.detections.labels.tolist(), f"{place}: a detection")
         self._check_labels(image.targets.labels.tolist(), f"{place}: a target")
@@ -195,9 +204,7 @@ class CocoEvaluator(ImageEvaluator):
         )
 
     def _evaluate(self) -> dict:
-        images = self._in_order()
-        both = [part.labels for image in images for part in (image.detections, image.targets)]
-        names = self._class_names(np.unique(np.concatenate(both)).tolist() if both else ())
+        images, names = self.images(), self.names()
         class_ids = np.array(list(names), dtype=np.int64)
         num_targets, num_detections = np.zeros(len(names), int), np.zeros(len(names), int)
         for image in images:
@@ -245,7 +252,7 @@ class CocoEvaluator(ImageEvaluator):
             categories = [{"id": k, "name": str(k)} for k in group.tolist()]
             stream = StreamingEval(categories, iou_type=self.iou_type, params=params)
             for start in range(0, len(images), _IMAGES_AT_ONCE):
-                stream.update(*_as_coco(images[start : start + _IMAGES_AT_ONCE], start, class_ids, group))
+                stream.update(*as_coco(images[start : start + _IMAGES_AT_ONCE], start, class_ids, group))
             evaluation = stream.finalize()
             evaluation.accumulate()
             counted = evaluation.eval
@@ -254,7 +261,7 @@ class CocoEvaluator(ImageEvaluator):
         return precision, recall
 
 
-def _as_coco(
+def as_coco(
     images: Sequence[Image], start: int, class_ids: NDArray, group: NDArray
 ) -> tuple[list[dict], list[dict], NDArray | list[dict]]:
     """Of the classes in `group`: images, annotations, and detections, (N, 7) image, xywh px, score, class, or dicts.

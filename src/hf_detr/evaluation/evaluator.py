@@ -77,7 +77,8 @@ def evaluate_model(
     `on_batch` is called after each batch; `evaluator` is one of another kind or with settings of its own (default: box
     AP; `EvaluatorGroup` for several); `class_of_label` {the model's
     label: the data's class id} leaves out detections of other labels; `read(function, batches of indices)` may read
-    ahead in threads, in place of the data loader's `num_workers`. Raises ValueError for outputs that are not finite.
+    ahead in threads, in place of the data loader's `num_workers`, of what is no stream. Raises ValueError for outputs
+    that are not finite, and for images of a stream that share an id.
     """
     transform = DetectionTransform(processor)
     samples, collate = transform_dataset(dataset, transform), DetectionCollator()

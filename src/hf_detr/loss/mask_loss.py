@@ -103,8 +103,11 @@ class MaskCriterion:
             logits = F.grid_sample(logits[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)[
                 :, 0, 0
             ]  # as if it had been resized
-            column, row = ((xy * xy.new_tensor((canvas_hw[1], canvas_hw[0]))).long()).unbind(-1)
-            at = row.clamp(max=canvas_hw[0] - 1) * canvas_hw[1] + column.clamp(max=canvas_hw[1] - 1)
+            column, row = (
+                (part * size).long().clamp(max=size - 1)
+                for part, size in zip(xy.unbind(-1), canvas_hw[::-1], strict=True)
+            )
+            at = row * canvas_hw[1] + column
         return logits, wanted.flatten(1).gather(1, at), None if counted is None else counted.flatten(1).gather(1, at)
 
 

@@ -2,13 +2,15 @@
 
 The position in the stream travels with each batch, so that what workers have read ahead does not count as trained on.
 It is `datasets`' own `state_dict` of each worker's share. A shuffle buffer is not in that state (`datasets` says so),
-nor are the random numbers of a map in batches: where there is one, a resumed run reads the pass again up to there.
+nor are the random numbers of a map in batches: where there is one, and with `datasets` before 5.2, whose state does not
+lead to the same row, a resumed run reads the pass again up to there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import Any
 
+import datasets
 import torch
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, get_worker_info
@@ -205,6 +207,8 @@ class _CollateRows:
 
 def _state_is_all(stream: Any) -> bool:
     """Whether the rows to come follow from the stream's `state_dict`; see above."""
+    if tuple(map(int, datasets.__version__.split(".")[:2])) < (5, 2):
+        return False
     stages = [getattr(stream, "_ex_iterable", None)]  # nothing public tells it
     for stage in stages:
         if type(stage).__name__ == "BufferShuffledExamplesIterable" or getattr(stage, "batched", False):

@@ -176,6 +176,11 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
             if must_not_train:
                 raise ValueError(f"{name}: {words}")
             warnings.warn(f"{name}: {words}")
+        if is_stream(dataset) and {args.on_bad_box, args.on_bad_image} != {"error"}:
+            warnings.warn(
+                f"{name}: on_bad_box and on_bad_image look at all rows before the first step, which a stream does not "
+                "allow; give them to load_detection_dataset(..., streaming=True)."
+            )
         if args.on_bad_image == "drop":
             dataset = drop_bad_images(dataset, name)
         counts = count_rows(dataset, name, args.on_bad_box)
