@@ -44,8 +44,7 @@ _OWN_FIELDS = (
     "freeze_detector",
     "label_ids_to_fuse",
 )
-# Names that are views of others; a file that states both states the same.
-_ALIASES = {
+_ALIASES = {  # views of others; a file that states both states the same
     "hidden_size": "d_model",
     "num_attention_heads": "encoder_attention_heads",
     "num_hidden_layers": "encoder_layers",

@@ -28,7 +28,7 @@ from .checkpoints.original import load_original
 from .checkpoints.surgery import resized_embedding, shared_classes, transferred_embedding, transferred_linear
 from .configuration_detr import DetrConfig
 from .loss import CellPredictions, Matches, NoisedTargets, SetCriterion, Targets, noise_targets, pack_targets
-from .nn.auxiliary import EncoderHead, ExtraQueries, TrainingOnly, TrainingQueries
+from .nn.auxiliary import ExtraQueries, TrainingOnly
 from .nn.backbone import ConvEncoder, build_timm_backbone, build_transformers_backbone
 from .nn.heads import BoxHead
 from .nn.initialization import initialize
@@ -540,7 +540,7 @@ class DetrForObjectDetection(DetrModelWithClasses):
         self.model = DetrModel(config, num_feature_maps)
         self.class_labels_classifier = nn.Linear(config.d_model, config.num_labels + 1)  # and "no object"
         self.bbox_predictor = BoxHead(config.d_model)
-        self.training_only = _make_training_only(config)
+        self.training_only = TrainingOnly.from_config(config)
         self.post_init()
         if self.device.type != "meta":
             self._start_groups()
@@ -611,11 +611,11 @@ class DetrForObjectDetection(DetrModelWithClasses):
             for name, value in before.items():
                 setattr(config, name, value)
             raise
-        old, self.training_only = self.training_only, _make_training_only(config)
+        old, self.training_only = self.training_only, TrainingOnly.from_config(config)
         if self.training_only is not None:
             self.training_only.to(self.device, self.dtype).train(self.training)
             self.training_only.apply(self._init_weights)
-            _keep_parts(self.training_only, old, config.num_queries)
+            self.training_only.keep_parts_of(old, config.num_queries)
             self._start_groups()
         self._leave_training_only_out_of_files()
 
@@ -771,17 +771,6 @@ class DetrForObjectDetection(DetrModelWithClasses):
             return self.class_labels_classifier(states), self.bbox_predictor(states).sigmoid()
 
 
-def _make_training_only(config: DetrConfig) -> TrainingOnly | None:
-    queries, head = None, None
-    if config.query_groups > 1 or config.denoising_queries:
-        queries = TrainingQueries(
-            config.d_model, config.num_queries, config.query_groups, config.num_labels, config.denoising_queries > 0
-        )
-    if config.encoder_auxiliary_loss:
-        head = EncoderHead(config.d_model, config.num_labels)
-    return None if queries is None and head is None else TrainingOnly(queries, head)
-
-
 def _without_extra_queries(outputs: DetrModelOutput, num_queries: int) -> DetrModelOutput:
     def cut(tensors: tuple[Tensor, ...] | None, *, of_both: bool = False) -> tuple[Tensor, ...] | None:
         if tensors is None:
@@ -799,25 +788,6 @@ def _without_extra_queries(outputs: DetrModelOutput, num_queries: int) -> DetrMo
 
 def _shorten(names: list[str], most: int = 10) -> str:
     return ", ".join(names[:most] or ["none"]) + (", ..." if len(names) > most else "")
-
-
-def _keep_parts(new: TrainingOnly, old: TrainingOnly | None, num_queries: int) -> None:
-    """Trained training-only parts stay where both the old and the new model have them."""
-    if old is None:
-        return
-    if None not in (new.encoder_head, old.encoder_head):
-        new.encoder_head = old.encoder_head
-    if None in (new.queries, old.queries):
-        return
-    if None not in (new.queries.label_contents, old.queries.label_contents):
-        new.queries.label_contents, new.queries.box_positions = old.queries.label_contents, old.queries.box_positions
-    if None not in (new.queries.group_positions, old.queries.group_positions):
-        width = new.queries.group_positions.embedding_dim
-        rows, old_rows = (
-            q.group_positions.weight.view(q.num_groups - 1, -1, width) for q in (new.queries, old.queries)
-        )
-        groups, queries = min(len(rows), len(old_rows)), min(num_queries, old_rows.shape[1])
-        rows[:groups, :queries] = old_rows[:groups, :queries]
 
 
 def _dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:

@@ -169,6 +169,19 @@ def test_a_frozen_detector_stays_as_it_was(of_instances):
     assert all(torch.equal(after[f"detr.{name}"], tensor) for name, tensor in before.items())
 
 
+def test_what_a_model_with_masks_cannot_do_is_refused(of_instances, tmp_path, capsys):
+    run, out = str(of_instances.run), ["--output", str(tmp_path / "out")]
+    for words, says in (
+        (["predict", run, str(of_instances.data / "test"), *out, "--tile", "64"], "--tile merges boxes"),
+        (["export", run, *out], "has masks"),
+        (["evaluate", run, str(of_instances.data), "--task", "panoptic"], "take --task instance"),
+        (["evaluate", run, str(of_instances.data), "--report", str(tmp_path / "page.html")], "take --task detection"),
+        (["evaluate", tiny_checkpoint(), str(of_instances.data), "--task", "instance"], "a detector without masks"),
+    ):
+        assert main(words) == 2
+        assert says in capsys.readouterr().err
+
+
 def test_what_cannot_be_learnt_is_refused_before_it_starts(tmp_path, capsys):
     data = str(folder_of(tmp_path / "data", "instance"))
     run = ["--output", str(tmp_path / "run")]

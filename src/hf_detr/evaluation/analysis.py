@@ -81,24 +81,8 @@ class Analysis:
 def analyse(evaluator: CocoEvaluator) -> Analysis:
     """Counts again what the evaluator holds, this time keeping every match. Raises ValueError without an image, and for
     an evaluator of masks."""
-    if evaluator.iou_type != "bbox":
-        raise ValueError(f"iou_type={evaluator.iou_type!r}: the analysis is one of boxes.")
-    if not len(evaluator):
-        raise ValueError("The evaluator has seen no image; update it first.")
-    names = evaluator.names()
-    class_ids, class_names = np.array(list(names), dtype=np.int64), list(names.values())
-    image_ids, images = evaluator.image_ids(), evaluator.images()
-    everything = np.arange(len(class_ids))
-    coco_images, annotations, detections = as_coco(images, 0, class_ids, everything)
-    categories = [{"id": k, "name": str(k)} for k in everything.tolist()]
-    truth = COCO({"images": coco_images, "annotations": annotations, "categories": categories})
-    params = Params("bbox")
-    params.max_dets = list(evaluator.max_dets)
-    counted = COCOeval(truth, truth.load_res(detections), "bbox")
-    counted.params = params
-    counted.evaluate()
-    counted.accumulate()
-
+    counted, annotations, detections = count(evaluator)
+    class_names, image_ids, images = list(evaluator.names().values()), evaluator.image_ids(), evaluator.images()
     status = counted.image_diagnostics(iou_thr=IOU, score_thr=0.0)
     right = np.zeros(len(detections), bool)
     ignored = np.ones(len(detections), bool)  # matched to a crowd, or beyond the limit
@@ -106,7 +90,7 @@ def analyse(evaluator: CocoEvaluator) -> Analysis:
         right[number - 1], ignored[number - 1] = what == "tp", what not in ("tp", "fp")
     image_of, scores, k_of = detections[:, 0].astype(int), detections[:, 5], detections[:, 6].astype(int)
     target_k = np.array([row["category_id"] for row in annotations if not row["iscrowd"]], dtype=int)
-    num_targets = np.bincount(target_k, minlength=len(class_ids))
+    num_targets = np.bincount(target_k, minlength=len(class_names))
     curves = {}
     for k, name in enumerate(class_names):
         chosen = (k_of == k) & ~ignored
@@ -146,6 +130,27 @@ def analyse(evaluator: CocoEvaluator) -> Analysis:
             if row["type"] == "wrong_label" and row["dt_score"] > max(threshold, 0.5)
         ],
     )  # fmt: skip
+
+
+def count(evaluator: CocoEvaluator) -> tuple[COCOeval, list[dict], NDArray]:
+    """hotcoco's evaluation of what an evaluator holds, with its annotations and detections (N, 7): image, box, score,
+    class. Images and classes go by their places in the evaluator's order. ValueError as `analyse`."""
+    if evaluator.iou_type != "bbox":
+        raise ValueError(f"iou_type={evaluator.iou_type!r}: the analysis is one of boxes.")
+    if not len(evaluator):
+        raise ValueError("The evaluator has seen no image; update it first.")
+    class_ids = np.array(list(evaluator.names()), dtype=np.int64)
+    places = np.arange(len(class_ids))
+    images, annotations, detections = as_coco(evaluator.images(), 0, class_ids, places)
+    categories = [{"id": k, "name": str(k)} for k in places.tolist()]
+    truth = COCO({"images": images, "annotations": annotations, "categories": categories})
+    counted = COCOeval(truth, truth.load_res(detections), "bbox")
+    params = Params("bbox")
+    params.max_dets = list(evaluator.max_dets)
+    counted.params = params
+    counted.evaluate()
+    counted.accumulate()
+    return counted, annotations, detections
 
 
 def _curve(scores: NDArray, right: NDArray, num_targets: int) -> ClassCurve:

@@ -147,3 +147,16 @@ def _legend(name: str, of_evaluation: bool) -> str:
     if name.startswith(_RATE):
         return name.removeprefix(_RATE).strip("_").replace("_", " ") or "others"
     return name.removeprefix("loss_") + ("\n(evaluation)" if of_evaluation else "")
+
+
+def plot_precision(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: str | Path) -> None:
+    """Draw precision against recall of several models, {name: (recall, precision)}, into `path`."""
+    figure = Figure(figsize=(7, 5), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, (recall, precision) in curves.items():
+        axes.plot(recall, precision, label=name.replace("$", r"\$"))
+    axes.set(xlabel="recall", ylabel="precision (all classes, IoU 0.5)", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize=8, loc="outside lower center")
+    figure.savefig(path)
