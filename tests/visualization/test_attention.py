@@ -17,7 +17,7 @@ from hf_detr.visualization.attention import (
 )
 from hf_detr.visualization.query_statistics import box_kinds
 
-from ..small_models import images, small_model
+from ..small_models import images, small_model, small_segmenter
 
 L, Q, C = 3, 4, 2
 
@@ -50,6 +50,15 @@ def test_recording_changes_no_output_and_leaves_no_trace(implementation, auxilia
     assert recorded.logits.shape == (3, 9, 6)
     assert (recorded.logits[-1] - outputs.logits[0]).abs().max() < 1e-4
     assert (recorded.boxes_cxcywh[-1] - outputs.pred_boxes[0]).abs().max() < 1e-4
+
+
+def test_of_a_model_with_masks_its_detector_is_recorded():
+    model, (pixel_values, _) = small_segmenter(), images((64, 96))
+    recorded = record_attention(model, pixel_values)
+    with torch.no_grad():
+        outputs = model(pixel_values)
+    assert (recorded.logits[-1] - outputs.logits[0]).abs().max() < 1e-4
+    assert recorded.cross_attention.shape == (3, 9, 2, 3)
 
 
 def test_every_layer_is_what_a_model_cut_after_it_would_answer():

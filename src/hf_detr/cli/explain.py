@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if device.type == "cpu":
         keep_freed_memory()
     model, processor = load_model(args.model, device)
+    model = getattr(model, "detr", model)  # of one with masks, its detector
     image, pixel_values = _prepared(args.image, processor)
     height, width = image.shape[-2:]
     for x, y in args.points:

@@ -52,7 +52,7 @@ class CocoEvaluator(ImageEvaluator):
     `class_names`: names by class id, as a list or {id: name}; then a label outside them is an error. None takes the
     labels as they come and calls them by number. `max_dets`: the numbers of detections per image and class that are
     looked at; the largest holds for every AP. `iou_thresholds`: in (0, 1], None for COCO's 0.50, 0.55, ..., 0.95.
-    `iou_type`: "bbox" compares boxes, "segm" masks.
+    `iou_type`: "bbox" compares boxes, "segm" masks. `score_threshold`: detections that `post_process` leaves out.
 
         evaluator = CocoEvaluator(class_names=model.config.id2label)
         for batch in loader:
@@ -71,10 +71,11 @@ class CocoEvaluator(ImageEvaluator):
         max_dets: Sequence[int] = (1, 10, 100),
         iou_thresholds: Sequence[float] | None = None,
         iou_type: str = "bbox",
+        score_threshold: float = 0.0,
     ):
         if iou_type not in IOU_TYPES:
             raise ValueError(f"iou_type={iou_type!r}: expected 'bbox' for boxes or 'segm' for masks.")
-        self.iou_type = iou_type
+        self.iou_type, self.score_threshold = iou_type, score_threshold
         self.max_dets = _max_dets(max_dets)
         self.iou_thresholds = _iou_thresholds(iou_thresholds)
         super().__init__(class_names)
@@ -128,10 +129,11 @@ class CocoEvaluator(ImageEvaluator):
         return super().compute()
 
     def post_process(self, processor: Any, outputs: Any, target_sizes: Any, processed_sizes: Any) -> list[dict]:
-        """The results that `update` takes, of a model's outputs and no threshold."""
+        """The results that `update` takes, of a model's outputs."""
+        options = {"threshold": self.score_threshold, "target_sizes": target_sizes}
         if self.iou_type == "bbox":
-            return processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=target_sizes)
-        return processor.post_process_masks(outputs, target_sizes=target_sizes, processed_sizes=processed_sizes)
+            return processor.post_process_object_detection(outputs, **options)
+        return processor.post_process_masks(outputs, processed_sizes=processed_sizes, **options)
 
     def table(self) -> str:
         """The metrics as plain text: a summary, and a row a class."""

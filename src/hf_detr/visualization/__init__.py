@@ -9,4 +9,5 @@ from .detections import save_detections_grid as save_detections_grid
 from .explanation import explanation_page as explanation_page
 from .masks import draw_masks as draw_masks
 from .masks import draw_panoptic as draw_panoptic
+from .masks import save_masks_grid as save_masks_grid
 from .query_statistics import draw_queries as draw_queries

@@ -42,7 +42,8 @@ class Decisions(NamedTuple):
 
 @torch.no_grad()
 def record_attention(model: nn.Module, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Recording:
-    """Runs a `DetrForObjectDetection` on one image (1, C, height, width) and keeps what happened inside.
+    """Runs a `DetrForObjectDetection`, or the detector of a `DetrForSegmentation`, on one image (1, C, height, width)
+    and keeps what happened inside.
 
     The attention is written out for this call alone, whatever implementation the model has; its outputs are the same
     within rounding, and it is left as it was, in the mode that it was in. Cells on padding, where `pixel_mask`
@@ -51,6 +52,7 @@ def record_attention(model: nn.Module, pixel_values: Tensor, pixel_mask: Tensor 
     """
     if pixel_values.ndim != 4 or len(pixel_values) != 1:
         raise ValueError(f"expected one image (1, C, height, width), got {tuple(pixel_values.shape)}; give one a call.")
+    model = getattr(model, "detr", model)
     sizes_hw: list[tuple[int, int]] = []
     hook = model.model.input_projection.register_forward_hook(
         lambda _module, _inputs, projected: sizes_hw.append(tuple(projected.shape[-2:]))
