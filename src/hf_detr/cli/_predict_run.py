@@ -15,7 +15,7 @@ from hf_detr.image_processing.loading import load_image
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.modeling_detr import DetrForObjectDetection
 from hf_detr.visualization import draw_detections
-from hf_detr.visualization.text import printable
+from hf_detr.wording import counted, printable
 
 from ._images import image_ids
 from ._prediction import Background, Predictor
@@ -125,11 +125,11 @@ class PredictRun:
         seconds = max(time.perf_counter() - self.begun, 1e-9)
         done = self.num_images + self.num_frames
         numbers = {"image": self.num_images, "frame": self.num_frames}
-        counts = " and ".join(_counted(number, name) for name, number in numbers.items() if number or not done)
+        counts = " and ".join(counted(number, name) for name, number in numbers.items() if number or not done)
         lines = [
             f"{counts}, {self.num_with_objects:,} of them with objects; {done / seconds:.1f} a second",
             f"the model waited for images {100 * self.predictor.waited_s / seconds:.1f}% of the time",
-            f"{_counted(self.objects.total(), 'object')} of a score above {self.args.threshold:g}",
+            f"{counted(self.objects.total(), 'object')} of a score above {self.args.threshold:g}",
         ]
         if self.objects:
             table = [("class", "objects", "best score")]
@@ -167,7 +167,3 @@ class PredictRun:
         except OSError:
             path.unlink(missing_ok=True)  # half of an image
             raise
-
-
-def _counted(number: int, name: str) -> str:
-    return f"{number:,} {name if number == 1 else name + 's'}"
