@@ -20,7 +20,7 @@ from hf_detr.wording import counted, printable
 from ._images import image_ids
 from ._prediction import Background, Predictor
 from ._results import ResultsFile, result_rows
-from ._running import aligned, progress_bar
+from ._running import aligned, progress_bar, uninterrupted
 
 
 class PredictRun:
@@ -61,11 +61,12 @@ class PredictRun:
                     continue
                 rows = result_rows(detections, self.id2label)
                 place = {"image_id": ids[index], "file_name": files[index].as_posix()}
-                if self._write(results, [{**place, **row} for row in rows], files[index]):
-                    self.num_images += 1
-                    self._count(rows)
-                if not self.args.no_drawings:
-                    self.background(str(files[index]), self._draw_image, image, detections, drawings[index])
+                with uninterrupted():
+                    if self._write(results, [{**place, **row} for row in rows], files[index]):
+                        self.num_images += 1
+                        self._count(rows)
+                    if not self.args.no_drawings:
+                        self.background(str(files[index]), self._draw_image, image, detections, drawings[index])
 
     def video(self, source: Path | int, drawing: Path) -> None:
         """Predicts every frame of a video file or a webcam, into the video `drawing` and the JSON file beside it."""
@@ -96,13 +97,13 @@ class PredictRun:
                         self.lose("skipped", place, image)
                         continue
                     rows = result_rows(detections, self.id2label)
-                    if self._write(
-                        results, [{"frame": frame.index, "time_s": frame.time_s, "detections": rows}], place
-                    ):
-                        self.num_frames += 1
-                        self._count(rows)
-                    if writer:
-                        self.background(f"{place} and on", draw, image, detections, frame.time_s)
+                    entry = {"frame": frame.index, "time_s": frame.time_s, "detections": rows}
+                    with uninterrupted():
+                        if self._write(results, [entry], place):
+                            self.num_frames += 1
+                            self._count(rows)
+                        if writer:
+                            self.background(f"{place} and on", draw, image, detections, frame.time_s)
             finally:
                 if writer:
                     self.background(name, writer.close)
