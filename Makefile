@@ -7,13 +7,16 @@ STAMP = $(VENV)/.installed
 # also where Python is told to write no bytecode.
 INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python
 
-.PHONY: help setup demo bench test only-tests test-slow test-oldest lint format clean
+.PHONY: help setup demo bench docs docs-serve dist test only-tests test-slow test-oldest lint format clean
 
 help:
 	@echo "make setup        a virtual environment in $(VENV) with everything"
 	@echo "make demo         fine-tunes a small DETR on generated scenes, prints AP before and after"
 	@echo "make test         lint and tests"
 	@echo "make bench        side by side with stock transformers: benchmarks/results, docs/performance.md"
+	@echo "make docs         the site, in build/site: open index.html; every chapter runs, every link is checked"
+	@echo "make docs-serve   the site at http://127.0.0.1:8000, built again when a page changes"
+	@echo "make dist         wheel and sdist in dist/, each tried in an empty environment"
 	@echo "make test-slow    the tests that take minutes"
 	@echo "make test-oldest  the tests against the oldest supported transformers and torch"
 	@echo "make format       ruff, in place"
@@ -42,10 +45,26 @@ bench: setup
 	$(BIN)/python benchmarks/run.py $(if $(ORIGINAL),--original $(ORIGINAL))
 	$(BIN)/python benchmarks/report.py
 
+MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
+
+docs: setup
+	$(INSTALL) -e ".[test,docs]"
+	$(MKDOCS) build
+
+docs-serve: setup
+	$(INSTALL) -e ".[test,docs]"
+	$(MKDOCS) serve
+
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --installer uv
+	$(BIN)/python tests/check_dist.py dist
+
 test: lint
 	$(PYTEST)
 
 test-slow: setup
+	$(INSTALL) -e ".[test,docs]"
 	$(BIN)/python -m pytest -m slow
 
 test-oldest:

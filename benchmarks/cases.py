@@ -24,7 +24,7 @@ from environment import stamp
 from measure import PeakMemory, alternate, count_flop, exact_arithmetic, ratios, summarise, time_once
 
 TOLERANCE = 1e-4  # float32 outputs differ by less, whoever computes them
-AREAS = ("inference", "training", "loss", "processor", "evaluation")
+AREAS = ("inference", "training", "masks", "loss", "processor", "evaluation")
 
 
 class Unavailable(Exception):

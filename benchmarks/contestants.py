@@ -20,7 +20,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hf_detr import DetrConfig, DetrForObjectDetection
+from hf_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
 from hf_detr.checkpoints.original import convert_names
 from inputs import NUM_CLASSES, fill_as_trained
 
@@ -29,17 +29,19 @@ if TYPE_CHECKING:
 
 # of a quick run
 _SMALL = {"backbone": "resnet18", "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "num_queries": 20}
-_SMALL |= {f"{part}_attention_heads": 4 for part in ("encoder", "decoder")}
+_SMALL |= {f"{part}_attention_heads": 8 for part in ("encoder", "decoder")}
 _SMALL |= {f"{part}_ffn_dim": 48 for part in ("encoder", "decoder")}
 
 
-def write_checkpoint(folder: Path, small: bool = False) -> Path:
+def write_checkpoint(folder: Path, small: bool = False, model_class: type[nn.Module] = DetrForObjectDetection) -> Path:
     """The published ResNet-50 DETR in size, with random weights; `small` for a quick run."""
     fields = _SMALL if small else {"backbone": "resnet50"}
+    if small and model_class is DetrForSegmentation:
+        fields = {**_SMALL, "backbone": "resnet50", "d_model": 128}  # the least that the original's mask head takes
     config = DetrConfig(use_pretrained_backbone=False, num_labels=NUM_CLASSES, **fields)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The backbone starts from random weights")
-        model = DetrForObjectDetection(config)
+        model = model_class(config)
     fill_as_trained(model)
     model.save_pretrained(folder)
     return folder
@@ -50,21 +52,30 @@ def bf16_tolerance(bench: "Bench") -> float:
     return 2.0 if bench.quick else 0.3
 
 
-def load_model(name: str, bench: "Bench", stem_frozen: bool = False, **changes) -> nn.Module:
+def _mask_checkpoint(bench: "Bench") -> Path:
+    """The same with a mask head, in a folder inside the bench's; written once."""
+    folder = bench.checkpoint / "masks"
+    return folder if folder.exists() else write_checkpoint(folder, bench.quick, DetrForSegmentation)
+
+
+def load_model(name: str, bench: "Bench", stem_frozen: bool = False, with_masks: bool = False, **changes) -> nn.Module:
     """The model of the package that `name` begins with (ours, stock, original), in eval mode, with the weights of the
     bench; `changes` are fields of the configuration.
 
     All are called with pixel_values, pixel_mask and labels, and give logits, pred_boxes, loss and loss_dict. Ours and
     stock have the defaults of their own configurations. `stem_frozen`: what the paper freezes and stock does not.
+    `with_masks`: the segmentation models, which give pred_masks as well.
     """
+    folder = _mask_checkpoint(bench) if with_masks else bench.checkpoint
     if name.startswith("original"):
-        model = bench.original.build(bench.checkpoint, changes.get("dropout", 0.1))
+        model = bench.original.build(folder, changes.get("dropout", 0.1), with_masks)
     elif name.startswith("ours"):
-        model = DetrForObjectDetection.from_pretrained(bench.checkpoint, **changes)
+        model = (DetrForSegmentation if with_masks else DetrForObjectDetection).from_pretrained(folder, **changes)
     else:
         fields = ("dropout", "attention_dropout", "activation_dropout", "auxiliary_loss")
         defaults = {field: getattr(transformers.DetrConfig, field) for field in fields}  # the file has this package's
-        model = transformers.DetrForObjectDetection.from_pretrained(bench.checkpoint, **{**defaults, **changes})
+        model_class = transformers.DetrForSegmentation if with_masks else transformers.DetrForObjectDetection
+        model = model_class.from_pretrained(folder, **{**defaults, **changes})
         for parameter_name, parameter in model.named_parameters() if stem_frozen else ():
             if "backbone" in parameter_name and not re.search(r"[.]layer[234][.]", parameter_name):
                 parameter.requires_grad_(False)
@@ -90,10 +101,11 @@ class Original:
         """Its modules `datasets.transforms` and `datasets.coco`, which need pycocotools."""
         return _import_from(self._checkout, "datasets.transforms", "datasets.coco")
 
-    def build(self, folder: Path, dropout: float) -> "OriginalModel":
+    def build(self, folder: Path, dropout: float, with_masks: bool = False) -> "OriginalModel":
         config = json.loads((folder / "config.json").read_text())
         arguments = argparse.Namespace(
             **_ORIGINAL_ARGUMENTS,
+            masks=with_masks,
             backbone=config["backbone_config"]["backbone"],
             hidden_dim=config["d_model"],
             nheads=config["encoder_attention_heads"],
@@ -109,17 +121,19 @@ class Original:
         weights = load_file(folder / "model.safetensors")
         packed = {}
         for name, tensor in model.state_dict().items():
-            parts = list(convert_names({name: tensor}))  # one, or the three of a packed projection
-            packed[name] = torch.cat([weights[part] for part in parts])
+            prefix = "detr." if name.startswith("detr.") else ""
+            parts = convert_names({name.removeprefix(prefix): tensor})  # one, or the three of a packed projection
+            packed[name] = torch.cat([weights[prefix + part] for part in parts])
         model.load_state_dict(packed)
         return OriginalModel(model, criterion)
 
 
 # of its command line: its defaults, the published R50 model, COCO's 91 classes
-_ORIGINAL_ARGUMENTS = {"lr_backbone": 1e-5, "masks": False, "frozen_weights": None, "dilation": False}
+_ORIGINAL_ARGUMENTS = {"lr_backbone": 1e-5, "frozen_weights": None, "dilation": False}
 _ORIGINAL_ARGUMENTS |= {"position_embedding": "sine", "pre_norm": False, "aux_loss": True, "dataset_file": "coco"}
 _ORIGINAL_ARGUMENTS |= {"device": "cpu", "set_cost_class": 1, "set_cost_bbox": 5, "set_cost_giou": 2}
 _ORIGINAL_ARGUMENTS |= {"bbox_loss_coef": 5, "giou_loss_coef": 2, "eos_coef": 0.1}
+_ORIGINAL_ARGUMENTS |= {"mask_loss_coef": 1, "dice_loss_coef": 1}
 
 
 class OriginalModel(nn.Module):
@@ -135,13 +149,12 @@ class OriginalModel(nn.Module):
         outputs = self.model(importlib.import_module("util.misc").NestedTensor(pixel_values, padding))
         loss, losses = (None, None) if labels is None else self.losses(outputs, labels)
         predictions = {"logits": outputs["pred_logits"], "pred_boxes": outputs["pred_boxes"]}
+        predictions["pred_masks"] = outputs.get("pred_masks")
         return SimpleNamespace(**predictions, loss=loss, loss_dict=losses)
 
     def losses(self, outputs: dict, labels: list[dict[str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
         """Their sum as its training loop takes it, and each."""
-        losses = self.criterion(
-            outputs, [{"labels": label["class_labels"], "boxes": label["boxes"]} for label in labels]
-        )
+        losses = self.criterion(outputs, [{**label, "labels": label["class_labels"]} for label in labels])
         weights = self.criterion.weight_dict
         return sum(losses[name] * weight for name, weight in weights.items() if name in losses), losses
 

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from hf_detr import CocoEvaluator, DetrConfig, DetrForObjectDetection, DetrImageProcessor
+from hf_detr import CocoEvaluator, DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor
 from hf_detr.data.collator import DetectionCollator
 from hf_detr.data.loading import load_detection_dataset
 from hf_detr.data.schema import id2label
@@ -94,6 +94,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         model.add_argument("--decoder-layers", type=positive, default=6),
         model.add_argument("--dropout", type=float, default=0.1),
     ]
+    model.add_argument("--masks", action="store_true", help="of the objects, from a checkpoint with or without masks")
     model.add_argument("--queries", type=positive, help="detections per image, at most; the checkpoint's, or 100")
 
     training = parser.add_argument_group("training (defaults are the paper's)")
@@ -137,9 +138,10 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
 def load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
     """The rows to train on and the rows to evaluate on."""
     if args.digits:
+        options = {"seed": args.seed, "task": "instance" if args.masks else "detection"}
         splits = {
-            "train": digit_scenes(args.digits, seed=args.seed),
-            "validation": digit_scenes(-(-args.digits // 5), seed=args.seed, split="test"),
+            "train": digit_scenes(args.digits, **options),
+            "validation": digit_scenes(-(-args.digits // 5), split="test", **options),
         }
     else:
         source_format = "voc" if args.voc else "auto"
@@ -164,6 +166,7 @@ def load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
 
 def make_model(args: argparse.Namespace, names: dict[int, str]) -> tuple[DetrForObjectDetection, DetrImageProcessor]:
     classes = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    model_class = DetrForSegmentation if args.masks else DetrForObjectDetection
     size = {}  # the checkpoint's, or the paper's
     if args.shortest_edge:
         longest = args.longest_edge or round(args.shortest_edge * 1333 / 800)
@@ -172,7 +175,7 @@ def make_model(args: argparse.Namespace, names: dict[int, str]) -> tuple[DetrFor
         processor = DetrImageProcessor.from_pretrained(args.checkpoint, **size)
         # the class head keeps "no object" and the classes whose names match; others start afresh. Published files turn
         # auxiliary losses off, which change nothing but training
-        model = DetrForObjectDetection.from_pretrained(args.checkpoint, auxiliary_loss=True, **classes)
+        model = model_class.from_pretrained(args.checkpoint, auxiliary_loss=True, **classes)
         if args.queries:
             model.resize_queries(args.queries)
     else:
@@ -196,7 +199,7 @@ def make_model(args: argparse.Namespace, names: dict[int, str]) -> tuple[DetrFor
             activation_dropout=args.dropout,
             **classes,
         )
-        model = DetrForObjectDetection(config)
+        model = model_class(config)
     apply_recipe(model, args.recipe)
     return model, processor
 
@@ -204,7 +207,8 @@ def make_model(args: argparse.Namespace, names: dict[int, str]) -> tuple[DetrFor
 def make_loader(args: argparse.Namespace, train: Dataset, processor: DetrImageProcessor) -> DataLoader:
     """Order and augmentation follow from seed, epoch and image alone, so that a resumed run sees the same."""
     augment = None if args.augment == "none" else args.augment
-    samples = ReproducibleSamples(transform_dataset(train, DetectionTransform(processor, augment)), args.seed)
+    transform = DetectionTransform(processor, augment, masks=args.masks)
+    samples = ReproducibleSamples(transform_dataset(train, transform), args.seed)
     sizes_hw = list(zip(train["height"], train["width"], strict=True)) if args.group_by_aspect_ratio else None
     order = EpochOrder(samples, sizes_hw=sizes_hw, batch_size=args.batch_size)
     return DataLoader(samples, args.batch_size, sampler=order, num_workers=args.workers, collate_fn=DetectionCollator())
@@ -298,6 +302,7 @@ def evaluate(accelerator, model, processor, rows: Dataset, args: argparse.Namesp
     hook = model.register_forward_hook(lambda *call: collapse.add(call[-1].logits, call[-1].pred_boxes))
     options = {"batch_size": args.batch_size, "num_workers": args.workers}
     options |= {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    options["evaluator"] = CocoEvaluator(model.config.id2label, iou_type="segm" if args.masks else "bbox")
     with accelerator.autocast():
         evaluator = evaluate_model(model, processor, rows, **options)
     hook.remove()

@@ -2,9 +2,10 @@
 
 import warnings
 
+import pytest
 import torch
 
-from hf_detr import DetrConfig, DetrForObjectDetection
+from hf_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
 
 SIZES = {
     "d_model": 32,
@@ -33,12 +34,28 @@ def small_model(model_class=DetrForObjectDetection, seed: int = 0, **changes):
     return with_statistics(model).eval()
 
 
+def small_segmenter(seed: int = 0, **changes) -> DetrForSegmentation:
+    """As `small_model`, with a mask head, whose norms want eight heads."""
+    heads = {"encoder_attention_heads": 8, "decoder_attention_heads": 8}
+    return small_model(DetrForSegmentation, seed, **heads, **changes)
+
+
+MODELS = pytest.mark.parametrize("make", [small_model, small_segmenter], ids=["boxes", "masks"])
+
+
+def predictions(outputs) -> torch.Tensor:
+    """Logits, boxes and, where there are any, masks, (B, numbers)."""
+    parts = [outputs.logits, outputs.pred_boxes, getattr(outputs, "pred_masks", None)]
+    return torch.cat([part.flatten(1) for part in parts if part is not None], dim=1)
+
+
 @torch.no_grad()
-def with_statistics(model: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
-    """Random numbers as after training: norms at 0 and 1, or queries that all say the same, would prove nothing."""
+def with_statistics(model: torch.nn.Module, seed: int = 1, normal=None) -> torch.nn.Module:
+    """Random numbers as after training: norms at 0 and 1, or queries that all say the same, would prove nothing.
+    `normal` draws them by shape, instead of torch."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
-        noise = torch.randn(tensor.shape, generator=generator)
+        noise = normal(tensor.shape) if normal else torch.randn(tensor.shape, generator=generator)
         if name.endswith("running_var"):
             tensor.copy_(0.5 + noise.abs())
         elif name.endswith("running_mean"):
@@ -56,9 +73,15 @@ def with_statistics(model: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
                 gain = 2**0.5
             elif "encoder.layers" in name:
                 gain = 0.5
-            elif "attn" in name:
+            elif "attn" in name or "bbox_attention" in name:
                 gain = 2.0
             tensor.copy_(noise * gain / tensor[0].numel() ** 0.5)
+            # attention maps are small numbers beside the backbone's, and all that a mask knows of its query
+            if name.endswith(("mask_head.lay1.weight", "mask_head.conv1.conv.weight")):
+                tensor[:, :-8] *= 0.03
+                tensor[:, -8:] *= 20
+            elif "adapter" in name:
+                tensor *= 0.03
     return model
 
 
@@ -74,13 +97,19 @@ def images(*sizes_hw: tuple[int, int], channels: int = 3, seed: int = 2) -> tupl
     return pixel_values, pixel_mask
 
 
-def targets(*counts: int, num_labels: int = 5, seed: int = 3) -> list[dict[str, torch.Tensor]]:
-    """Random labels, `counts` objects per image."""
+def targets(*counts: int, num_labels: int = 5, seed: int = 3, sizes_hw=None) -> list[dict[str, torch.Tensor]]:
+    """Random labels, `counts` objects per image; with the images' `sizes_hw` also masks, the ellipses in the boxes."""
     generator = torch.Generator().manual_seed(seed)
-    return [
+    labels = [
         {
             "class_labels": torch.randint(num_labels, (count,), generator=generator),
             "boxes": torch.rand(count, 4, generator=generator) * 0.4 + 0.2,
         }
         for count in counts
     ]
+    for label, (height, width) in zip(labels, sizes_hw or (), strict=bool(sizes_hw)):
+        x, y, w, h = label["boxes"].T[:, :, None, None]
+        rows, columns = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+        distance = ((columns - x) / w).square() + ((rows[:, None] - y) / h).square()  # (T, height, width)
+        label["masks"] = (distance < 0.25).to(torch.uint8)
+    return labels

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from hf_detr import DetrImageProcessor
+from hf_detr import DetrImageProcessor, __version__
 from hf_detr.cli.main import _COMMANDS
 from tests.small_models import small_model
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_first_snippet_runs_on_a_local_checkpoint(tmp_path, monkeypatch):
@@ -31,4 +32,24 @@ def test_every_command_of_the_readme_exists():
 
 def test_every_file_the_readme_links_to_exists():
     for target in re.findall(r"\]\((?!http)([^)#]+)", README):
-        assert (Path(__file__).resolve().parents[1] / target).exists(), target
+        assert (ROOT / target).exists(), target
+
+
+def test_the_table_against_stock_holds_measured_rows():
+    measured = (ROOT / "docs" / "performance.md").read_text()
+    stock = [line for line in measured.splitlines() if line.startswith("|") and "| stock" in line]
+    shown = re.findall(r"^\| [^|]+ \| ([\d.]+ \w+) \| ([\d.]+ \w+) \| ([\d.]+) \|$", README, re.MULTILINE)
+    assert shown
+    for ours, theirs, ratio in shown:
+        found = [line for line in stock if f"| {ours} |" in line and f"| {theirs} |" in line and f"**{ratio}**" in line]
+        assert found, f"docs/performance.md has no row with {ours}, {theirs} and {ratio}: take the README's from there"
+
+
+def test_it_is_one_screen_and_a_few():
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_version_is_one_number():
+    for file in ("pyproject.toml", "CITATION.cff"):
+        [version] = re.findall(r"^version\s*[:=]\s*\"?([\d.]+)", (ROOT / file).read_text(), re.MULTILINE)
+        assert version == __version__, file

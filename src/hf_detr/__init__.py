@@ -20,6 +20,7 @@ _HOME = {
     "DetectionTransform": "data.transform",
     "DetrConfig": "configuration_detr",
     "DetrForObjectDetection": "modeling_detr",
+    "DetrForSegmentation": "modeling_detr_segmentation",
     "DetrImageProcessor": "image_processing_detr",
     "CocoMetric": "training",
     "DetrModel": "modeling_detr",
@@ -28,6 +29,7 @@ _HOME = {
     "DetrModelOutput": "modeling_detr",
     "DetrObjectDetectionOutput": "modeling_detr",
     "DetrPreTrainedModel": "modeling_detr",
+    "DetrSegmentationOutput": "modeling_detr_segmentation",
     "check_dataset": "data.checks",
     "digit_scenes": "data.synthetic.digits",
     "draw_detections": "visualization",
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
     from .modeling_detr import DetrModelOutput as DetrModelOutput
     from .modeling_detr import DetrObjectDetectionOutput as DetrObjectDetectionOutput
     from .modeling_detr import DetrPreTrainedModel as DetrPreTrainedModel
+    from .modeling_detr_segmentation import DetrForSegmentation as DetrForSegmentation
+    from .modeling_detr_segmentation import DetrSegmentationOutput as DetrSegmentationOutput
     from .training import CocoMetric as CocoMetric
     from .training import DetrTrainer as DetrTrainer
     from .training import DetrTrainingArguments as DetrTrainingArguments

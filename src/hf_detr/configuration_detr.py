@@ -8,12 +8,9 @@ false, which makes stock compute what this package computes, and its true value 
 
 import difflib
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
@@ -21,12 +18,12 @@ from transformers.models.auto.configuration_auto import AutoConfig
 from .configuration.backbone import (
     apply_timm_kwargs,
     as_backbone_config,
-    check_timm,
+    check_backbone,
     fields_of_file,
     timm_backbone,
     transformers_backbone,
 )
-from .configuration.checks import is_int, is_label_map, is_number, next_multiple, require, require_counts
+from .configuration.checks import errors_name, is_int, is_label_map, is_number, next_multiple, require, require_counts
 
 # What the block of the configuration file holds.
 _OWN_FIELDS = (
@@ -40,19 +37,25 @@ _OWN_FIELDS = (
     "query_groups",
     "encoder_auxiliary_loss",
     "chunk_size_backbone",
+    "chunk_size_masks",
+    "mask_loss_resolution",
+    "mask_loss_points",
+    "mask_loss_on_padding",
+    "freeze_detector",
+    "label_ids_to_fuse",
 )
-# Names that are views of others; a file that states both states the same.
-_ALIASES = {
+_ALIASES = {  # views of others; a file that states both states the same
     "hidden_size": "d_model",
     "num_attention_heads": "encoder_attention_heads",
     "num_hidden_layers": "encoder_layers",
 }
 _MOST_LABELS = 1_000_000  # each gets a name
 _POSITION_EMBEDDINGS = ("sine", "learned")
+_MASK_LOSSES = ("image", "mask", "points")
 
 
 class DetrConfig(PreTrainedConfig):
-    """Configuration of `DetrModel` and `DetrForObjectDetection` (Carion et al., ECCV 2020; defaults are the paper's).
+    """Configuration of all models (Carion et al., ECCV 2020; defaults are the paper's).
 
     The network:
         backbone_config: the backbone, as a configuration, a dict with `model_type`, or left out. `timm_backbone` names
@@ -95,6 +98,16 @@ class DetrConfig(PreTrainedConfig):
             none, or "auto": stem and first stage for ResNets (as published), nothing for others.
         chunk_size_backbone: at inference, the images that pass the backbone at a time, for less memory; 0 for all.
         timm_kwargs: further arguments of the timm network (`img_size`, `drop_path_rate`, ...), its architecture alone.
+
+    Of this package, for masks:
+        chunk_size_masks: at inference, the queries of each image that pass the mask head at a time, for less memory; 0
+            for all.
+        mask_loss_resolution: where predicted and true masks are compared: "image", every pixel of the image, as
+            published; "mask", every cell of the predicted mask, a quarter of that in each direction; "points",
+            `mask_loss_points` random locations of each mask.
+        mask_loss_on_padding: count padding as pixels off the object, as the original does. Its checkpoints have it set.
+        freeze_detector: train the mask head alone (the paper's second stage); see `DetrForSegmentation.from_detector`.
+        label_ids_to_fuse: the classes of stuff, all segments of which are one in a panoptic result.
 
     Of this package, training-only losses, which change nothing at inference (all off, as in the paper):
         denoising_queries: noised copies of each target that the decoder learns to reconstruct; see `loss.denoising`.
@@ -163,6 +176,12 @@ class DetrConfig(PreTrainedConfig):
     query_groups: int = 1
     encoder_auxiliary_loss: bool = False
     chunk_size_backbone: int = 0
+    chunk_size_masks: int = 25
+    mask_loss_resolution: str = "image"
+    mask_loss_points: int = 12544
+    mask_loss_on_padding: bool = False
+    freeze_detector: bool = False
+    label_ids_to_fuse: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         own_block = kwargs.pop("hf_detr", None)
@@ -216,13 +235,13 @@ class DetrConfig(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any):
         """As in Transformers. ValueError, naming the checkpoint, for what makes no configuration."""
-        with _errors_name(pretrained_model_name_or_path):
+        with errors_name(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_json_file(cls, json_file: str | PathLike) -> "DetrConfig":
         """As in Transformers. ValueError, naming the file, for what makes no configuration."""
-        with _errors_name(json_file):
+        with errors_name(json_file):
             return cls.from_dict(cls._dict_from_json_file(json_file))
 
     @classmethod
@@ -308,10 +327,21 @@ class DetrConfig(PreTrainedConfig):
             old_keys = ("backbone", "use_timm_backbone", "backbone_kwargs")
             self._take_backbone(**{name: self.__dict__.pop(name, None) for name in old_keys})
         heads = ("encoder_attention_heads", "decoder_attention_heads")
-        sizes = ("num_queries", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim", "num_channels", "d_model")
+        sizes = (
+            "num_queries",
+            "decoder_layers",
+            "encoder_ffn_dim",
+            "decoder_ffn_dim",
+            "num_channels",
+            "d_model",
+            "mask_loss_points",
+        )
         require_counts(self, (*sizes, *heads, "query_groups", "num_labels"), least=1)
-        require_counts(self, ("encoder_layers", "denoising_queries", "chunk_size_backbone"), least=0)
+        require_counts(
+            self, ("encoder_layers", "denoising_queries", "chunk_size_backbone", "chunk_size_masks"), least=0
+        )
         flags = ("encoder_auxiliary_loss", "auxiliary_loss", "freeze_backbone_norms", "dilation")
+        flags += ("mask_loss_on_padding", "freeze_detector")
         require(self, flags, "True or False", lambda v: isinstance(v, bool))
         noises = ("denoising_box_noise", "denoising_label_noise")
         require(self, noises, "a number in [0, 1]", lambda v: is_number(v) and 0 <= v <= 1)
@@ -345,33 +375,12 @@ class DetrConfig(PreTrainedConfig):
             self, ["freeze_backbone_until"], "a stage's name or index, 'auto', 'all' or None",
             lambda v: v is None or isinstance(v, str) or (is_int(v) and v >= 0),
         )  # fmt: skip
-        self._check_backbone()
-
-    def _check_backbone(self) -> None:
-        backbone = self.backbone_config
-        is_timm = backbone.model_type == "timm_backbone"
-        if is_timm:
-            check_timm(backbone.backbone, self.timm_kwargs)
-        if self.timm_kwargs and not is_timm:
-            raise ValueError(f"timm_kwargs={self.timm_kwargs} needs a timm backbone, not {backbone.model_type!r}.")
-        if self.dilation and not is_timm:
-            raise ValueError(
-                f"dilation=True needs a timm backbone, not {backbone.model_type!r}; "
-                "set dilation=False, or backbone='resnet50'."
-            )
-        stride = getattr(backbone, "output_stride", None) if is_timm else None
-        if self.dilation and stride not in (8, 16):
-            raise ValueError(
-                f"dilation=True contradicts backbone_config.output_stride={stride}; set it to 16, or dilation=False."
-            )
-        channels = getattr(backbone, "num_channels", self.num_channels)
-        if channels != self.num_channels:
-            if self.num_channels != 3:
-                raise ValueError(
-                    f"num_channels={self.num_channels} contradicts backbone_config.num_channels={channels}; "
-                    "set both to the channels of your images."
-                )
-            self.num_channels = channels  # only the backbone's was set
+        require(self, ["mask_loss_resolution"], f"one of {_MASK_LOSSES}", _MASK_LOSSES.__contains__)
+        require(
+            self, ["label_ids_to_fuse"], f"None or a list of class ids from 0 to {self.num_labels - 1}",
+            lambda v: v is None or (isinstance(v, list) and all(is_int(i) and 0 <= i < self.num_labels for i in v)),
+        )  # fmt: skip
+        check_backbone(self)
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -389,11 +398,3 @@ class DetrConfig(PreTrainedConfig):
             fields.pop(name, None)
         fields["auxiliary_loss"] = False
         return fields
-
-
-@contextmanager
-def _errors_name(source: str | PathLike) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, TypeError, RecursionError, StrictDataclassError) as error:
-        raise ValueError(f"{source}: {error}") from error

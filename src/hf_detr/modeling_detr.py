@@ -12,7 +12,6 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -28,12 +27,12 @@ from .checkpoints.model_card import model_card
 from .checkpoints.original import load_original
 from .checkpoints.surgery import resized_embedding, shared_classes, transferred_embedding, transferred_linear
 from .configuration_detr import DetrConfig
-from .loss import CellPredictions, NoisedTargets, SetCriterion, Targets, noise_targets, pack_targets
-from .nn.auxiliary import EncoderHead, ExtraQueries, TrainingOnly, TrainingQueries
+from .loss import CellPredictions, Matches, NoisedTargets, SetCriterion, Targets, noise_targets, pack_targets
+from .nn.auxiliary import ExtraQueries, TrainingOnly
 from .nn.backbone import ConvEncoder, build_timm_backbone, build_transformers_backbone
 from .nn.heads import BoxHead
 from .nn.initialization import initialize
-from .nn.masks import additive_mask, query_mask
+from .nn.masks import additive_mask, cells_on_image, query_mask
 from .nn.position_embedding import LearnedPositionEmbedding, SinePositionEmbedding, cell_centres_xy
 from .nn.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, eager_attention
 
@@ -62,10 +61,13 @@ class DetrModelOutput(Seq2SeqModelOutput):
         intermediate_hidden_states: (L, B, Q, D) states after each decoder layer, normed, with `auxiliary_loss`.
         cell_centres_xy: (B or 1, HW, 2) centres of the feature map's cells in [0, 1] of the visible image, -1 on
             padding; only in training with `encoder_auxiliary_loss`.
+        feature_maps: the backbone's maps but the last, finest first, then that one projected (B, D, H, W), where the
+            model was built for more than one.
     """
 
     intermediate_hidden_states: Tensor | None = None
     cell_centres_xy: Tensor | None = None
+    feature_maps: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -96,6 +98,21 @@ class DetrObjectDetectionOutput(ModelOutput):
     encoder_attentions: tuple[Tensor, ...] | None = None
 
 
+@dataclass
+class DetrDetectionForMasks(DetrObjectDetectionOutput):
+    """What `DetrForSegmentation` reads of its detector besides.
+
+    Attributes:
+        feature_maps: as in `DetrModelOutput`.
+        matches: the last layer's assignment, where labels were given.
+        num_boxes: what that loss's sums over objects were divided by.
+    """
+
+    feature_maps: tuple[Tensor, ...] | None = None
+    matches: Matches | None = None
+    num_boxes: Tensor | float | None = None
+
+
 class DetrPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation, shared by the models."""
 
@@ -109,10 +126,10 @@ class DetrPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["ConvEncoder", "EncoderLayer", "DecoderLayer"]  # noqa: RUF012
+    _no_split_modules = ["ConvEncoder", "EncoderLayer", "DecoderLayer", "MaskHead"]  # noqa: RUF012
     # counters of live batch norms, which some files hold, and parameters that only a training's checkpoint holds
-    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked$", r"^training_only\."]  # noqa: RUF012
-    _keys_to_ignore_on_load_missing = [r"^training_only\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked$", r"^(detr\.)?training_only\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_missing = [r"^(detr\.)?training_only\."]  # noqa: RUF012
 
     def __init__(self, config: DetrConfig, *inputs, **kwargs):
         config.check()  # fields may have been set since it was made
@@ -132,6 +149,11 @@ class DetrPreTrainedModel(PreTrainedModel):
         finally:
             loading_checkpoint.reset(token)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        if "DetrForSegmentation" in (model.config.architectures or ()) and cls.__name__ != "DetrForSegmentation":
+            raise ValueError(
+                f"{args[0] if args else 'the checkpoint'} is of a DetrForSegmentation, whose weights have other names; "
+                "its detector is DetrForSegmentation.from_pretrained(...).detr."
+            )
         # loading makes new parameters, all of which would train
         model.base_model.backbone.conv_encoder.freeze(model.config.freeze_backbone_until)
         return loaded
@@ -234,11 +256,14 @@ class _Backbone(nn.Module):
 
 
 class DetrModel(DetrPreTrainedModel):
-    """Backbone, encoder and decoder: from images to the states of the object queries (paper, figure 2)."""
+    """Backbone, encoder and decoder: from images to the states of the object queries (paper, figure 2).
 
-    def __init__(self, config: DetrConfig):
+    `num_feature_maps`: how many of the backbone's maps are computed; masks need four.
+    """
+
+    def __init__(self, config: DetrConfig, num_feature_maps: int = 1):
         super().__init__(config)
-        self.backbone = _Backbone(_make_backbone(config))
+        self.backbone = _Backbone(_make_backbone(config, num_feature_maps))
         positions = SinePositionEmbedding if config.position_embedding_type == "sine" else LearnedPositionEmbedding
         self.position_embedding = positions(config.d_model)
         self.query_position_embeddings = nn.Embedding(config.num_queries, config.d_model)
@@ -299,12 +324,12 @@ class DetrModel(DetrPreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return_dict = config.return_dict if return_dict is None else return_dict
         if inputs_embeds is None:
-            features, height, width = self._features(pixel_values, pixel_mask)
+            *maps, projected = self._feature_maps(pixel_values, pixel_mask)
+            height, width = projected.shape[-2:]
+            features = projected.flatten(2).transpose(1, 2)  # (B, HW, D)
         else:
-            features, height, width = self._given_features(pixel_values, inputs_embeds)
-        cell_mask = None  # (B, H, W) True on image
-        if pixel_mask is not None:
-            cell_mask = F.interpolate(pixel_mask[None].float(), size=(height, width))[0].bool()
+            maps, features, height, width = [], *self._given_features(pixel_values, inputs_embeds)
+        cell_mask = cells_on_image(pixel_mask, height, width)
         implementation = self._attention_implementation(output_attentions, features.device)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         positions = self.position_embedding(height, width, cell_mask, features.device).to(features.dtype)
@@ -358,6 +383,7 @@ class DetrModel(DetrPreTrainedModel):
             encoder_attentions=weights(encoder_attentions),
             intermediate_hidden_states=intermediate,
             cell_centres_xy=cell_centres_xy(height, width, cell_mask, features.device) if cells_train else None,
+            feature_maps=(*maps, projected) if maps else None,
         )
         return output if return_dict else output.to_tuple()
 
@@ -381,8 +407,8 @@ class DetrModel(DetrPreTrainedModel):
             return create_bidirectional_mask(self.config, queries, cells, encoder_hidden_states=memory)
         return additive_mask(cells[:, None, None], queries.dtype)  # (B, 1, 1, K)
 
-    def _features(self, pixel_values: Tensor | None, pixel_mask: Tensor | None) -> tuple[Tensor, int, int]:
-        """-> the projected feature map (B, HW, D), H and W."""
+    def _feature_maps(self, pixel_values: Tensor | None, pixel_mask: Tensor | None) -> list[Tensor]:
+        """-> the backbone's maps, finest first; the last projected, (B, D, H, W)."""
         if pixel_values is None:
             raise ValueError("Give pixel_values, or inputs_embeds in their place.")
         channels = self.config.num_channels
@@ -398,10 +424,8 @@ class DetrModel(DetrPreTrainedModel):
                 f"{tuple(pixel_mask.shape)}."
             )
         pixel_values = pixel_values.to(_dtype(self.backbone, pixel_values.dtype))
-        features = self.backbone.conv_encoder(pixel_values, self.config.chunk_size_backbone)[-1]
-        feature_map = self.input_projection(features)  # (B, D, H, W)
-        height, width = feature_map.shape[-2:]
-        return feature_map.flatten(2).transpose(1, 2), height, width
+        *maps, last = self.backbone.conv_encoder(pixel_values, self.config.chunk_size_backbone)
+        return [*maps, self.input_projection(last)]
 
     def _given_features(self, pixel_values: Tensor | None, inputs_embeds: Tensor) -> tuple[Tensor, int, int]:
         if pixel_values is not None:
@@ -415,7 +439,7 @@ class DetrModel(DetrPreTrainedModel):
         return inputs_embeds, side, side
 
 
-def _make_backbone(config: DetrConfig) -> ConvEncoder:
+def _make_backbone(config: DetrConfig, num_maps: int) -> ConvEncoder:
     backbone = config.backbone_config
     on_real_device = torch.empty(0).device.type != "meta"
     pretrained = config.use_pretrained_backbone and on_real_device and not loading_checkpoint.get()
@@ -427,9 +451,11 @@ def _make_backbone(config: DetrConfig) -> ConvEncoder:
             output_stride=getattr(backbone, "output_stride", None),
             pretrained=pretrained,
             timm_kwargs=config.timm_kwargs,
+            num_maps=num_maps,
         )
     else:
-        encoder = build_transformers_backbone(backbone, (backbone.name_or_path or None) if pretrained else None)
+        name = (backbone.name_or_path or None) if pretrained else None
+        encoder = build_transformers_backbone(backbone, name, num_maps)
     num_norms = encoder.freeze_norms() if config.freeze_backbone_norms else 0
     num_frozen = encoder.freeze(config.freeze_backbone_until)
     if (num_norms or num_frozen) and not pretrained and not loading_checkpoint.get() and on_real_device:
@@ -451,29 +477,11 @@ def _unpack_encoder_outputs(outputs: BaseModelOutput | tuple[Tensor, ...]):
     return outputs.last_hidden_state, before, outputs.attentions
 
 
-class DetrForObjectDetection(DetrPreTrainedModel):
-    """DETR: for each object query a class or "no object", and a box (Carion et al., ECCV 2020).
-
-    With `labels` it returns the loss, matching included, so that a plain `Trainer` trains it.
-    """
+class DetrModelWithClasses(DetrPreTrainedModel):
+    """What the models that are trained share: loading with other classes, and loading the original's files."""
 
     accepts_loss_kwargs = True  # a Trainer may pass num_items_in_batch
-
-    def __init__(self, config: DetrConfig):
-        super().__init__(config)
-        self.model = DetrModel(config)
-        self.class_labels_classifier = nn.Linear(config.d_model, config.num_labels + 1)  # and "no object"
-        self.bbox_predictor = BoxHead(config.d_model)
-        self.training_only = _make_training_only(config)
-        self.post_init()
-        if self.device.type != "meta":
-            self._start_groups()
-        self._leave_training_only_out_of_files()
-
-    @property
-    def criterion(self) -> SetCriterion:
-        """The loss, made from the configuration as it is now; it has no parameters."""
-        return SetCriterion.from_config(self.config)
+    _has_masks = False
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -493,6 +501,56 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             model.set_classes({index: f"LABEL_{index}" for index in range(num_labels)})
         return loaded
 
+    @classmethod
+    def from_original(cls, path: str | PathLike, config: DetrConfig | None = None) -> "DetrModelWithClasses":
+        """A model from a checkpoint of the original DETR (`detr-r50-e632da11.pth`, `detr-r50-panoptic-00ce5173.pth`),
+        in eval mode.
+
+        Args:
+            path: the `.pth`. Only tensors and plain values are unpickled.
+            config: needed where the sizes of the tensors do not tell the architecture; see `checkpoints.original`.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file, not such a checkpoint, or one that does not fit `config`.
+        """
+        config, weights = load_original(path, config, with_masks=cls._has_masks)
+        token = loading_checkpoint.set(True)
+        try:
+            model = cls(config)
+        finally:
+            loading_checkpoint.reset(token)
+        problems = model.load_state_dict(weights, strict=False)
+        if problems.missing_keys or problems.unexpected_keys:
+            raise ValueError(
+                f"{path} does not fit the configuration: it lacks {problems.missing_keys[:5]} and has "
+                f"{problems.unexpected_keys[:5]} besides (the first five of each)."
+            )
+        return model.eval()
+
+
+class DetrForObjectDetection(DetrModelWithClasses):
+    """DETR: for each object query a class or "no object", and a box (Carion et al., ECCV 2020).
+
+    With `labels` it returns the loss, matching included, so that a plain `Trainer` trains it. `num_feature_maps` is
+    more than 1 in `DetrForSegmentation`.
+    """
+
+    def __init__(self, config: DetrConfig, num_feature_maps: int = 1):
+        super().__init__(config)
+        self.model = DetrModel(config, num_feature_maps)
+        self.class_labels_classifier = nn.Linear(config.d_model, config.num_labels + 1)  # and "no object"
+        self.bbox_predictor = BoxHead(config.d_model)
+        self.training_only = TrainingOnly.from_config(config)
+        self.post_init()
+        if self.device.type != "meta":
+            self._start_groups()
+        self._leave_training_only_out_of_files()
+
+    @property
+    def criterion(self) -> SetCriterion:
+        """The loss, made from the configuration as it is now; it has no parameters."""
+        return SetCriterion.from_config(self.config)
+
     @torch.no_grad()
     def set_classes(self, id2label: dict[int, str]) -> list[str]:
         """Makes the class head for other classes. Call it before the optimizer is made.
@@ -508,6 +566,8 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             shared = shared_classes(config.id2label, id2label)
             count = len(id2label)
             rows = {**shared, count: old.out_features - 1}  # "no object" comes last
+            fused = set(config.label_ids_to_fuse or ())
+            config.label_ids_to_fuse = [new for new, kept in shared.items() if kept in fused] or None
             self.class_labels_classifier = transferred_linear(old, rows, count + 1)
             head, queries = (getattr(self.training_only, name, None) for name in ("encoder_head", "queries"))
             if head is not None:
@@ -551,11 +611,11 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             for name, value in before.items():
                 setattr(config, name, value)
             raise
-        old, self.training_only = self.training_only, _make_training_only(config)
+        old, self.training_only = self.training_only, TrainingOnly.from_config(config)
         if self.training_only is not None:
             self.training_only.to(self.device, self.dtype).train(self.training)
             self.training_only.apply(self._init_weights)
-            _keep_parts(self.training_only, old, config.num_queries)
+            self.training_only.keep_parts_of(old, config.num_queries)
             self._start_groups()
         self._leave_training_only_out_of_files()
 
@@ -609,7 +669,9 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         noised, extra_queries = None, None
         if labels is not None:
             images = inputs_embeds if pixel_values is None else pixel_values
-            labels = pack_targets(labels, len(labels if images is None else images), getattr(images, "device", "cpu"))
+            if not isinstance(labels, Targets):
+                device = getattr(images, "device", "cpu")
+                labels = pack_targets(labels, len(labels if images is None else images), device)
             if self.training and self.training_only is not None and self.training_only.queries is not None:
                 noised, extra_queries = self._extra_queries(labels)
         outputs = self.model(
@@ -624,14 +686,14 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             return_dict=True,
             extra_queries=extra_queries,
         )
-        loss, loss_dict, auxiliary_outputs = None, None, None
+        losses, auxiliary_outputs = None, None
         if labels is None:
             logits, pred_boxes = self._heads(outputs.last_hidden_state)
         else:
             states = outputs.intermediate_hidden_states
             states = outputs.last_hidden_state[None] if states is None else states
             all_logits, all_boxes = self._heads(states)  # (L, B, Q, .)
-            loss, loss_dict = self.criterion(
+            losses = self.criterion.losses(
                 all_logits,
                 all_boxes,
                 labels,
@@ -651,9 +713,14 @@ class DetrForObjectDetection(DetrPreTrainedModel):
                     {"logits": a, "pred_boxes": b} for a, b in zip(all_logits[:-1], all_boxes[:-1], strict=True)
                 ]
 
-        output = DetrObjectDetectionOutput(
-            loss=loss,
-            loss_dict=loss_dict,
+        for_masks = {}
+        if outputs.feature_maps is not None:
+            for_masks["feature_maps"] = outputs.feature_maps
+            if losses is not None:
+                for_masks |= {"matches": losses.matches, "num_boxes": losses.num_boxes}
+        output = (DetrDetectionForMasks if for_masks else DetrObjectDetectionOutput)(
+            loss=None if losses is None else losses.loss,
+            loss_dict=None if losses is None else losses.parts,
             logits=logits,
             pred_boxes=pred_boxes,
             auxiliary_outputs=auxiliary_outputs,
@@ -664,34 +731,10 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
+            **for_masks,
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
-
-    @classmethod
-    def from_original(cls, path: str | PathLike, config: DetrConfig | None = None) -> "DetrForObjectDetection":
-        """A model from a checkpoint of the original DETR (`detr-r50-e632da11.pth`), in eval mode.
-
-        Args:
-            path: the `.pth`. Only tensors and plain values are unpickled.
-            config: needed where the sizes of the tensors do not tell the architecture; see `checkpoints.original`.
-
-        Raises:
-            FileNotFoundError, ValueError: no such file, not such a checkpoint, or one that does not fit `config`.
-        """
-        config, weights = load_original(path, config)
-        token = loading_checkpoint.set(True)
-        try:
-            model = cls(config)
-        finally:
-            loading_checkpoint.reset(token)
-        problems = model.load_state_dict(weights, strict=False)
-        if problems.missing_keys or problems.unexpected_keys:
-            raise ValueError(
-                f"{path} does not fit the configuration: it lacks {problems.missing_keys[:5]} and has "
-                f"{problems.unexpected_keys[:5]} besides (the first five of each)."
-            )
-        return model.eval()
 
     def _extra_queries(self, targets: Targets) -> tuple[NoisedTargets | None, ExtraQueries]:
         config, noised, inputs = self.config, None, {"device": targets.class_labels.device}
@@ -728,17 +771,6 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             return self.class_labels_classifier(states), self.bbox_predictor(states).sigmoid()
 
 
-def _make_training_only(config: DetrConfig) -> TrainingOnly | None:
-    queries, head = None, None
-    if config.query_groups > 1 or config.denoising_queries:
-        queries = TrainingQueries(
-            config.d_model, config.num_queries, config.query_groups, config.num_labels, config.denoising_queries > 0
-        )
-    if config.encoder_auxiliary_loss:
-        head = EncoderHead(config.d_model, config.num_labels)
-    return None if queries is None and head is None else TrainingOnly(queries, head)
-
-
 def _without_extra_queries(outputs: DetrModelOutput, num_queries: int) -> DetrModelOutput:
     def cut(tensors: tuple[Tensor, ...] | None, *, of_both: bool = False) -> tuple[Tensor, ...] | None:
         if tensors is None:
@@ -756,25 +788,6 @@ def _without_extra_queries(outputs: DetrModelOutput, num_queries: int) -> DetrMo
 
 def _shorten(names: list[str], most: int = 10) -> str:
     return ", ".join(names[:most] or ["none"]) + (", ..." if len(names) > most else "")
-
-
-def _keep_parts(new: TrainingOnly, old: TrainingOnly | None, num_queries: int) -> None:
-    """Trained training-only parts stay where both the old and the new model have them."""
-    if old is None:
-        return
-    if None not in (new.encoder_head, old.encoder_head):
-        new.encoder_head = old.encoder_head
-    if None in (new.queries, old.queries):
-        return
-    if None not in (new.queries.label_contents, old.queries.label_contents):
-        new.queries.label_contents, new.queries.box_positions = old.queries.label_contents, old.queries.box_positions
-    if None not in (new.queries.group_positions, old.queries.group_positions):
-        width = new.queries.group_positions.embedding_dim
-        rows, old_rows = (
-            q.group_positions.weight.view(q.num_groups - 1, -1, width) for q in (new.queries, old.queries)
-        )
-        groups, queries = min(len(rows), len(old_rows)), min(num_queries, old_rows.shape[1])
-        rows[:groups, :queries] = old_rows[:groups, :queries]
 
 
 def _dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:

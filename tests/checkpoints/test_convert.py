@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor
+from hf_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor
 from tests.parity.golden_cases import GoldenCase
 
 
@@ -31,12 +31,43 @@ def run(*arguments):
 def test_the_command_writes_a_folder_that_from_pretrained_reads(pth, tmp_path, case):
     finished = run(pth, tmp_path / "out")
     assert finished.returncode == 0, finished.stderr
-    assert "resnet18, 2 + 3 layers, 12 queries, 20 classes" in finished.stdout
+    assert "DetrForObjectDetection, resnet18, 2 + 3 layers, 12 queries, 20 classes" in finished.stdout
     model = DetrForObjectDetection.from_pretrained(tmp_path / "out")
     DetrImageProcessor.from_pretrained(tmp_path / "out")
     with torch.no_grad():
         logits = model(*case.batch()).logits
     assert torch.allclose(logits, case.tensors["out.logits"], atol=1e-3)
+
+
+def test_the_command_converts_a_segmentation_checkpoint_with_its_mask_head(tmp_path):
+    case = GoldenCase.read("resnet50_segmentation")
+    path = tmp_path / "detr-r50-panoptic.pth"
+    torch.save({"model": case.weights(), "args": argparse.Namespace(**case.args)}, path)
+    finished = run(path, tmp_path / "out")
+    assert finished.returncode == 0, finished.stderr
+    assert "DetrForSegmentation, resnet50" in finished.stdout
+    model = DetrForSegmentation.from_pretrained(tmp_path / "out")
+    assert model.config.mask_loss_on_padding  # the loss it was trained with
+    with torch.no_grad():
+        masks = model(*case.batch()).pred_masks
+    assert torch.allclose(masks, case.tensors["out.pred_masks"], atol=1e-3)
+
+
+def test_the_published_panoptic_form_has_cocos_classes_of_things_and_stuff(tmp_path):
+    weights = GoldenCase.read("resnet50_segmentation").weights()
+    for part in ("weight", "bias"):
+        name = f"detr.class_embed.{part}"
+        weights[name] = weights[name][:1].repeat(251, *[1] * (weights[name].ndim - 1))
+    torch.save({"model": weights}, tmp_path / "detr-r50-panoptic-00ce5173.pth")
+    config = DetrForSegmentation.from_original(tmp_path / "detr-r50-panoptic-00ce5173.pth").config
+    assert (config.num_labels, config.id2label[17], config.id2label[184]) == (250, "cat", "tree-merged")
+    assert len(config.label_ids_to_fuse) == 53
+    assert (config.label_ids_to_fuse[0], config.label_ids_to_fuse[-1]) == (92, 200)
+
+
+def test_a_detectors_checkpoint_has_no_masks(pth):
+    with pytest.raises(ValueError, match=r"without a mask head.*DetrForSegmentation\.from_detector"):
+        DetrForSegmentation.from_original(pth)
 
 
 def test_mistakes_are_one_line_and_exit_code_2(tmp_path, pth):

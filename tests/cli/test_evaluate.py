@@ -50,6 +50,7 @@ def test_evaluate_matches_classes_by_name_and_writes_the_datas_own_ids(model_dir
     processor = DetrImageProcessor.from_pretrained(model_dir)
     annotate_what_the_model_sees(data, lambda image: detect(model, processor, image))
     words = ["--json", tmp_path / "ap.json", "--results", tmp_path / "results.json", "--max-dets", "1", "5"]
+    words += ["--report", tmp_path / "page.html"]
     done = hf_detr("evaluate", model_dir, data, "--batch-size", "2", *words)
     assert done.returncode == 0, done.stderr
     assert "'bird': classes of the model that the data has not" in done.stderr
@@ -66,6 +67,9 @@ def test_evaluate_matches_classes_by_name_and_writes_the_datas_own_ids(model_dir
     )
     assert evaluator.table() == done.stdout.split("\n\n", 1)[1].split("\n\nwritten")[0]
     assert {row["category_id"] for row in json.loads((tmp_path / "results.json").read_text())} <= {3, 7}
+    page = (tmp_path / "page.html").read_text()
+    assert f"<td>{written['map']:.3f}</td>" in page
+    assert page.count("data:image/jpeg") == len(load_detection_dataset(data)["validation"])  # each has an error
 
 
 def test_evaluate_says_which_class_the_model_has_not(model_dir, digits_dir):

@@ -8,8 +8,16 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file
 
-from hf_detr import DetrForObjectDetection, DetrImageProcessor, digit_scenes, evaluate_model, tiny_checkpoint
+from hf_detr import (
+    DetrForObjectDetection,
+    DetrForSegmentation,
+    DetrImageProcessor,
+    digit_scenes,
+    evaluate_model,
+    tiny_checkpoint,
+)
 from hf_detr.cli.main import main
 from hf_detr.data.synthetic.shapes import SHAPE_NAMES
 
@@ -57,6 +65,18 @@ def test_the_demo_leaves_a_run_folder_and_fails_where_too_little_was_learnt(tmp_
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_the_panoptic_demo_trains_boxes_and_then_masks_on_the_frozen_detector(tmp_path, capsys):
+    output = tmp_path / "run"
+    assert main(["demo", "--task", "panoptic", "--output", str(output), "--scenes", "8", "--epochs", "1"]) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"Before: PQ 0\.0\d\d", said)
+    assert re.search(r"After:  PQ 0\.\d{3}", said)
+    assert "below 0.2" in said
+    boxes, masks = (load_file(folder / "model.safetensors") for folder in (output / "detector", output))
+    assert all(torch.equal(masks[f"detr.{name}"], tensor) for name, tensor in boxes.items())
+    assert DetrForSegmentation.from_pretrained(output).config.label_ids_to_fuse == [10, 11, 12, 13]
+
+
 @pytest.mark.parametrize("wrong", [("--epochs", "0"), ("--scenes", "-1")])
 def test_impossible_numbers_end_in_exit_code_2(wrong, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -71,3 +91,12 @@ def test_the_demo_learns_shapes(tmp_path):
     assert main(["demo", "--output", str(tmp_path / "run")]) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["metrics"]["map_50"] >= 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_panoptic_demo_learns_segments(tmp_path):
+    """About three minutes of one core."""
+    assert main(["demo", "--task", "panoptic", "--output", str(tmp_path / "run")]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
+    assert metrics["pq"] >= 0.2

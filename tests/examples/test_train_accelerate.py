@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
 
-from hf_detr import DetrForObjectDetection, DetrImageProcessor
+from hf_detr import DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor
 from hf_detr.data.synthetic.digits import digit_scenes
 
 from ..small_models import small_model
@@ -314,6 +314,13 @@ def test_a_saved_dataset_and_a_checkpoint_start_a_run_for_new_classes(voc_folder
     assert model.config.id2label == {0: "three", 1: "five", 2: "seven"}
     assert model.config.d_model == 32
     assert DetrImageProcessor.from_pretrained(tmp_path / "run" / "best").size["shortest_edge"] == 64
+
+
+def test_masks_are_learnt_and_judged_by_their_ap(tmp_path, monkeypatch):
+    run_here(monkeypatch, tmp_path / "run", "--digits", 2, "--epochs", 1, "--masks", "--heads", 8)
+    [entry] = history(tmp_path / "run")
+    assert {"loss_mask", "loss_dice", "eval_map"} <= set(entry)
+    assert isinstance(DetrForSegmentation.from_pretrained(tmp_path / "run" / "best"), DetrForSegmentation)
 
 
 @pytest.mark.parametrize("example", ["train_accelerate", "train_trainer"])

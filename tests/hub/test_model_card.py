@@ -53,8 +53,9 @@ def test_body_tells_data_recipe_results_and_both_ways_to_use_it():
         assert needed in body
 
 
-def test_snippets_are_python():
-    _, body = parts(model_card(FACTS))
+@pytest.mark.parametrize("task", ["detection", "instance", "panoptic"])
+def test_snippets_are_python(task):
+    _, body = parts(model_card({**FACTS, "task": task, "evaluation": None}))
     snippets = [part.split("```")[0] for part in body.split("```python\n")[1:]]
     assert len(snippets) == 2
     for snippet in snippets:

@@ -3,19 +3,21 @@
 import pytest
 import torch
 
-from tests.small_models import images, small_model
+from tests.small_models import images, predictions, small_model, small_segmenter
 
 
 def outputs_of(model, *inputs):
     with torch.no_grad():
-        outputs = model(*inputs)
-    return torch.cat((outputs.logits, outputs.pred_boxes), dim=-1)
+        return predictions(model(*inputs))
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_compile_takes_the_forward_pass_without_a_break(padded, implementation):
-    model = small_model()
+@pytest.mark.parametrize(
+    ("make", "padded", "implementation"),
+    [(small_model, padded, name) for padded in (False, True) for name in ("sdpa", "eager")]
+    + [(small_segmenter, True, "sdpa")],
+)
+def test_compile_takes_the_forward_pass_without_a_break(make, padded, implementation):
+    model = make()
     model.set_attn_implementation(implementation)
     inputs = images((64, 96), (50, 64)) if padded else images((64, 96))[:1]
     expected = outputs_of(model, *inputs)
@@ -25,9 +27,11 @@ def test_compile_takes_the_forward_pass_without_a_break(padded, implementation):
     assert torch.allclose(outputs_of(compiled, *inputs), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("positions", ["sine", "learned"])
-def test_export_takes_any_batch_height_and_width(positions):
-    model = small_model(position_embedding_type=positions, backbone="resnet18")
+@pytest.mark.parametrize(
+    ("make", "positions"), [(small_model, "sine"), (small_model, "learned"), (small_segmenter, "sine")]
+)
+def test_export_takes_any_batch_height_and_width(make, positions):
+    model = make(position_embedding_type=positions, backbone="resnet18")
     # torch 2.11 takes a stride-2 max pooling for one parity of its input only; sides of whole cells have one
     step = 1 if torch.__version__ >= "2.12" else 32
     height, width = (step * torch.export.Dim(name, min=64 // step, max=1024 // step) for name in ("height", "width"))
@@ -41,9 +45,7 @@ def test_export_takes_any_batch_height_and_width(positions):
     for sizes in (((64, 96), (50, 64)), ((96, 160),), odd_sides):
         inputs = images(*sizes)
         exported = program.module()(*inputs)
-        assert torch.allclose(
-            torch.cat((exported.logits, exported.pred_boxes), -1), outputs_of(model, *inputs), atol=1e-4
-        )
+        assert torch.allclose(predictions(exported), outputs_of(model, *inputs), atol=1e-4)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Law 6: two processes, or several micro-batches, are one big batch (dropout off)."""
+"""Law 6: two processes, or several micro-batches, are one big batch (dropout off), for boxes and masks alike."""
 
 import json
 import subprocess
@@ -8,24 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.small_models import images, small_model, targets
+from tests.small_models import images, small_segmenter, targets
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 COUNTS = (3, 1, 0, 7)  # objects of the four images: processes and micro-batches have unlike numbers of them
+SIZES = [(64, 64)] * 4
 
 WORKER = """
 import json, sys
 import torch
 import torch.distributed as dist
-from tests.laws.test_counting import NO_DROPOUT, COUNTS, flat_gradient
-from tests.small_models import images, small_model, targets
+from tests.laws.test_counting import NO_DROPOUT, COUNTS, SIZES, flat_gradient
+from tests.small_models import images, small_segmenter, targets
 
 rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-model = small_model(**NO_DROPOUT).double().train()
+model = small_segmenter(**NO_DROPOUT).double().train()
 parallel = torch.nn.parallel.DistributedDataParallel(model)
 mine = slice(2 * rank, 2 * rank + 2)
-outputs = parallel(images(*[(64, 64)] * 4)[0][mine].double(), labels=targets(*COUNTS)[mine])
+outputs = parallel(images(*SIZES)[0][mine].double(), labels=targets(*COUNTS, sizes_hw=SIZES)[mine])
 outputs.loss.backward()  # averages the gradients
 losses = {name: value.item() for name, value in outputs.loss_dict.items()}
 if rank == 0:
@@ -40,8 +41,8 @@ def flat_gradient(model) -> torch.Tensor:
 
 
 def one_batch():
-    model = small_model(**NO_DROPOUT).double().train()
-    outputs = model(images(*[(64, 64)] * 4)[0].double(), labels=targets(*COUNTS))
+    model = small_segmenter(**NO_DROPOUT).double().train()
+    outputs = model(images(*SIZES)[0].double(), labels=targets(*COUNTS, sizes_hw=SIZES))
     outputs.loss.backward()
     return outputs, flat_gradient(model)
 
@@ -64,8 +65,8 @@ def test_two_processes_are_one_process_with_both_batches(tmp_path):
 
 def test_accumulated_micro_batches_are_one_batch():
     whole, gradient = one_batch()
-    model = small_model(**NO_DROPOUT).double().train()
-    pixel_values, labels, total = images(*[(64, 64)] * 4)[0].double(), targets(*COUNTS), 0.0
+    model = small_segmenter(**NO_DROPOUT).double().train()
+    pixel_values, labels, total = images(*SIZES)[0].double(), targets(*COUNTS, sizes_hw=SIZES), 0.0
     for i in range(4):
         outputs = model(
             pixel_values[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=sum(COUNTS), num_images_in_batch=4
@@ -78,8 +79,8 @@ def test_accumulated_micro_batches_are_one_batch():
 
 def test_micro_batches_with_more_objects_than_queries_are_one_batch():
     sizes = (12, 1, 30, 2)  # of 9 queries an image
-    model = small_model(**NO_DROPOUT).double().train()
-    pixel_values, labels = images(*[(64, 64)] * 4)[0].double(), targets(*sizes)
+    model = small_segmenter(**NO_DROPOUT).double().train()
+    pixel_values, labels = images(*SIZES)[0].double(), targets(*sizes, sizes_hw=SIZES)
     whole = model(pixel_values, labels=labels).loss
     matched = sum(min(size, model.config.num_queries) for size in sizes)
     counts = {"num_items_in_batch": sum(sizes), "num_images_in_batch": 4, "num_matched_in_batch": matched}
@@ -88,18 +89,18 @@ def test_micro_batches_with_more_objects_than_queries_are_one_batch():
 
 
 def test_num_items_in_batch_counts_boxes():
-    model = small_model(**NO_DROPOUT)
-    inputs = {"pixel_values": images((64, 64))[0], "labels": targets(3)}
+    model = small_segmenter(**NO_DROPOUT)
+    inputs = {"pixel_values": images((64, 64))[0], "labels": targets(3, sizes_hw=SIZES[:1])}
     with torch.no_grad():
         plain, scaled = model(**inputs), model(**inputs, num_items_in_batch=torch.tensor(12))
-    for name in ("loss_bbox", "loss_giou", "loss_ce"):
+    for name in ("loss_bbox", "loss_giou", "loss_ce", "loss_mask", "loss_dice"):
         assert scaled.loss_dict[name].item() == pytest.approx(plain.loss_dict[name].item() / 4, rel=1e-5), name
 
 
 def test_class_and_box_losses_are_divided_by_counts_alone():
     # what is divided by does not depend on the predictions: twice the same image is the same loss
-    model = small_model(**NO_DROPOUT)
-    pixel_values, labels = images((64, 64))[0], targets(3)
+    model = small_segmenter(**NO_DROPOUT)
+    pixel_values, labels = images((64, 64))[0], targets(3, sizes_hw=SIZES[:1])
     with torch.no_grad():
         once = model(pixel_values, labels=labels)
         twice = model(pixel_values.repeat(2, 1, 1, 1), labels=labels * 2)

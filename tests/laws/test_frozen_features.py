@@ -9,7 +9,7 @@ import torch
 from hf_detr import DetrForObjectDetection
 from hf_detr.nn.backbone import build_timm_backbone
 from hf_detr.nn.frozen_norm import FrozenBatchNorm2d
-from tests.small_models import images, small_config, small_model, targets, with_statistics
+from tests.small_models import MODELS, images, small_config, small_model, targets, with_statistics
 
 BACKBONES = (
     "resnet18",
@@ -23,7 +23,7 @@ BACKBONES = (
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_frozen_features_equal_timms_in_eval_mode(name):
-    ours = with_statistics(build_timm_backbone(name))
+    ours = with_statistics(build_timm_backbone(name, num_maps=4))
     size = {"strict_img_size": False} if name.startswith("swin") else {}
     reference = timm.create_model(name, features_only=True, **size).eval()
     reference.load_state_dict(ours.model.state_dict(), strict=False)
@@ -34,22 +34,25 @@ def test_frozen_features_equal_timms_in_eval_mode(name):
             part.eval()
     pixel_values, _ = images((96, 128))
     with torch.no_grad():
-        expected = reference(1.5 * pixel_values)[-1]
+        found, wanted = ours(1.5 * pixel_values), reference(1.5 * pixel_values)[-4:]
+    assert len(found) == 4  # masks take four, detection the last
+    for features, expected in zip(found, wanted, strict=True):
         if name.startswith("swin"):
             expected = expected.permute(0, 3, 1, 2)
-        features = ours(1.5 * pixel_values)[-1]
-    assert features.shape == expected.shape
-    assert torch.allclose(features, expected, atol=1e-4 * expected.abs().max().item())
+        assert features.shape == expected.shape
+        assert torch.allclose(features, expected, atol=1e-4 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet"])
-def test_batch_statistics_never_move(backbone):
-    model = small_model(backbone=backbone).train()
+@MODELS
+def test_batch_statistics_never_move(make, backbone):
+    model = make(backbone=backbone).train()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     assert any("running_mean" in name for name in before)
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
     for _ in range(2):
-        model(images((64, 64), (64, 64))[0], labels=targets(2, 3)).loss.backward()
+        sizes_hw = ((64, 64), (64, 64))
+        model(images(*sizes_hw)[0], labels=targets(2, 3, sizes_hw=sizes_hw)).loss.backward()
         optimizer.step()
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, before[name]), name

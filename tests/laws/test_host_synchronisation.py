@@ -9,7 +9,7 @@ import transformers
 from benchmarks.host_visits import PRETENDED, HostVisits
 
 from hf_detr import DetrImageProcessor
-from tests.small_models import images, small_model, targets
+from tests.small_models import images, small_model, small_segmenter, targets
 
 AT_MOST = 2
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
@@ -21,11 +21,12 @@ def on_device(labels):
 
 def train_step(model, *counts):
     """Forward, matching, loss and backward of a batch of mixed sizes -> visits, and the loss."""
-    pixels, mask = images(*[(64, 64), (48, 64), (64, 40)][: len(counts)])
+    sizes_hw = [(64, 64), (48, 64), (64, 40)][: len(counts)]
+    pixels, mask = images(*sizes_hw)
     with HostVisits() as counter:
         model.train().to(PRETENDED)
         inputs = {"pixel_values": pixels.to(PRETENDED), "pixel_mask": mask.to(PRETENDED)}
-        labels = on_device(targets(*counts))
+        labels = on_device(targets(*counts, sizes_hw=sizes_hw))
         counter.reset()
         loss = model(**inputs, labels=labels).loss
         loss.backward()
@@ -48,6 +49,23 @@ def train_step(model, *counts):
 def test_a_training_step_visits_the_host_at_most_twice(changes, counts):
     visits, *_ = train_step(small_model(dropout=0.1, **changes), *counts)
     assert visits.total() <= AT_MOST, visits
+
+
+@pytest.mark.parametrize("resolution", ["image", "mask", "points"])
+def test_a_training_step_with_masks_visits_the_host_at_most_twice(resolution):
+    visits, *_ = train_step(small_segmenter(mask_loss_resolution=resolution), 3, 0, 12)
+    assert visits.total() <= AT_MOST, visits
+
+
+@pytest.mark.parametrize("keep", [{}, {"mask_threshold": 0.3}, {"mask_top_k": 3}], ids=str)
+def test_choosing_masks_visits_the_host_once(keep):
+    model, pixels = small_segmenter(), images((64, 64), (64, 64))[0]
+    with HostVisits() as counter, torch.no_grad():
+        model.to(PRETENDED)
+        pixels = pixels.to(PRETENDED)
+        counter.reset()
+        model(pixels, **keep)
+        assert counter.visits.total() == bool(keep), counter.visits
 
 
 def test_inference_with_post_processing_visits_the_host_at_most_twice():

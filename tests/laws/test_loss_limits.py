@@ -6,9 +6,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from hf_detr.loss import HungarianMatcher, SetCriterion, pack_targets
-from tests.small_models import images, small_model, targets
+from tests.small_models import MODELS, images, small_model, small_segmenter, targets
 
 NUM_QUERIES, NUM_LABELS = 9, 5
+SIZES = ((64, 64), (64, 64))
 
 
 def predictions(batch_size: int = 2, layers: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,9 +19,11 @@ def predictions(batch_size: int = 2, layers: int = 3) -> tuple[torch.Tensor, tor
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (3, 0), (0, 1), (NUM_QUERIES, 2), (NUM_QUERIES + 4, 1), (40, 40)])
-def test_any_number_of_objects_gives_a_finite_loss_and_gradients(counts):
-    model = small_model().train()
-    outputs = model(images((64, 64), (64, 64))[0], labels=targets(*counts))
+@pytest.mark.parametrize("training", [True, False])
+@MODELS
+def test_any_number_of_objects_gives_a_finite_loss_and_gradients(make, training, counts):
+    model = make().train(training)
+    outputs = model(images(*SIZES)[0], labels=targets(*counts, sizes_hw=SIZES))
     assert outputs.loss.isfinite()
     assert all(value.isfinite() for value in outputs.loss_dict.values())
     outputs.loss.backward()
@@ -30,7 +33,7 @@ def test_any_number_of_objects_gives_a_finite_loss_and_gradients(counts):
             assert parameter.grad.isfinite().all(), name
     if not any(counts):
         assert outputs.loss_dict["loss_bbox"] == outputs.loss_dict["loss_giou"] == 0
-        assert model.bbox_predictor.layers[-1].weight.grad.abs().sum() == 0
+        assert getattr(model, "detr", model).bbox_predictor.layers[-1].weight.grad.abs().sum() == 0
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -53,7 +56,8 @@ def test_a_box_without_area_gives_a_finite_loss_and_gradient():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_matching_and_losses_are_float32_under_autocast(dtype, monkeypatch):
+@MODELS
+def test_matching_and_losses_are_float32_under_autocast(make, dtype, monkeypatch):
     seen = []
 
     matcher = HungarianMatcher.__call__
@@ -63,9 +67,9 @@ def test_matching_and_losses_are_float32_under_autocast(dtype, monkeypatch):
         return matcher(self, logits, boxes, targets)
 
     monkeypatch.setattr(HungarianMatcher, "__call__", spy)
-    model = small_model().train()
+    model = make().train()
     with torch.autocast("cpu", dtype=dtype):
-        outputs = model(images((64, 64), (64, 64))[0], labels=targets(2, 3))
+        outputs = model(images(*SIZES)[0], labels=targets(2, 3, sizes_hw=SIZES))
     assert seen == [(torch.float32, torch.float32, False)]
     assert {value.dtype for value in outputs.loss_dict.values()} == {torch.float32}
     assert outputs.loss.dtype == outputs.pred_boxes.dtype == torch.float32
@@ -150,6 +154,40 @@ def test_labels_that_cannot_be_right_say_where_and_how_to_mend_them(change, erro
     model = small_model()
     with pytest.raises(error, match=message):
         model(images((64, 64), (64, 64))[0], labels=change(targets(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("change", "padded", "error", "message"),
+    [
+        (lambda label: label.pop("masks"), True, ValueError, r"labels\[1\] has no 'masks'.*DetrForObjectDetection"),
+        (lambda label: label.update(masks=[[1]]), True, TypeError, r"labels\[1\]\['masks'\] must be a tensor"),
+        (lambda label: label.update(masks=label["masks"].float()), True, ValueError, "whole numbers"),
+        (lambda label: label.update(masks=label["masks"][:2]), True, ValueError, r"shape \(3, height, width\)"),
+        (lambda label: label.update(masks=label["masks"][0]), True, ValueError, r"shape \(3, height, width\)"),
+        (lambda label: label.update(masks=label["masks"].repeat(1, 2, 1)), True, ValueError, r"\(128, 64\).*within"),
+        (lambda label: label.update(masks=label["masks"][:, :40]), False, ValueError, r"\(40, 64\).*no pixel_mask"),
+    ],
+)
+def test_masks_that_cannot_be_right_say_where_and_how_to_mend_them(change, padded, error, message):
+    labels = targets(2, 3, sizes_hw=SIZES)
+    change(labels[1])
+    pixel_values, pixel_mask = images(*SIZES)
+    with pytest.raises(error, match=message):
+        small_segmenter()(pixel_values, pixel_mask if padded else None, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "pixel_values"),
+        ({"inputs_embeds": torch.zeros(1, 9, 32)}, "Masks are made of the backbone's maps"),
+        ({"pixel_values": torch.zeros(1, 3, 64, 64), "mask_top_k": 0}, "mask_top_k=0 must be at least 1"),
+        ({"pixel_values": torch.zeros(1, 3, 64, 64), "mask_threshold": 50}, "mask_threshold=50 must be a probability"),
+    ],
+)
+def test_inputs_that_make_no_masks_are_clear_errors(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        small_segmenter()(**inputs)
 
 
 def _with(labels, key, index, value):

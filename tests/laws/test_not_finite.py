@@ -10,7 +10,7 @@ import torch
 
 from hf_detr import DetrForObjectDetection, DetrImageProcessor
 from hf_detr.nn.frozen_norm import FrozenBatchNorm2d
-from tests.small_models import images, small_model, targets
+from tests.small_models import images, small_model, small_segmenter, targets
 
 NAN, INF = float("nan"), float("inf")
 EXTRA = {"denoising_queries": 2, "query_groups": 2, "encoder_auxiliary_loss": True}
@@ -101,3 +101,33 @@ def test_post_processing_finds_nothing_where_a_prediction_is_not_finite(bad, whe
     )
     finite = result["scores"].isfinite() & result["boxes"].isfinite().all(-1)
     assert finite.sum() == 2  # the queries beside it
+
+
+MASK_WEIGHTS = ("bbox_attention.q_linear.weight", "mask_head.lay1.weight", "mask_head.adapter3.weight",
+                "mask_head.gn5.weight", "mask_head.out_lay.bias")  # fmt: skip
+
+
+@pytest.mark.parametrize("resolution", ["image", "mask", "points"])
+@pytest.mark.parametrize("counts", [(2, 3), (0, 0)])
+@pytest.mark.parametrize("place", MASK_WEIGHTS)
+def test_no_loss_is_finite_where_a_weight_of_the_mask_head_is_not(place, counts, resolution):
+    sizes_hw = ((64, 64), (64, 64))
+    model = small_segmenter(mask_loss_resolution=resolution).train()
+    with torch.no_grad():
+        model.get_parameter(place).view(-1)[0] = NAN
+    outputs = model(images(*sizes_hw)[0], labels=targets(*counts, sizes_hw=sizes_hw))
+    assert not outputs.loss.isfinite()
+    model.eval()
+    with torch.no_grad():
+        assert not model(images(*sizes_hw)[0]).pred_masks.isfinite().any()
+
+
+@pytest.mark.parametrize("bad", [INF, -INF])
+@pytest.mark.parametrize("on_object", [True, False])
+def test_an_infinite_mask_gives_no_finite_loss_where_it_happens_to_be_right(bad, on_object):
+    model = small_segmenter().train()
+    with torch.no_grad():
+        model.mask_head.out_lay.bias.fill_(bad)
+    (labels,) = targets(1, sizes_hw=((64, 64),))
+    labels["masks"].fill_(on_object)
+    assert not model(images((64, 64))[0], labels=[labels]).loss.isfinite()

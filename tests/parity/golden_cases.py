@@ -12,6 +12,7 @@ from torch import Tensor
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 DETECTION_CASES = ("resnet18_sine", "resnet18_learned", "resnet50_dc5", "resnet50_default")
+SEGMENTATION_CASE = "resnet50_segmentation"
 
 
 @dataclass
@@ -54,10 +55,12 @@ class GoldenCase:
         return pixel_values, pixel_mask
 
     def labels(self) -> list[dict[str, Tensor]]:
+        names = {"class_labels": "class_labels", "boxes": "boxes_cxcywh", "masks": "masks"}
         return [
             {
-                "class_labels": self.tensors[f"target_{index}.class_labels"],
-                "boxes": self.tensors[f"target_{index}.boxes_cxcywh"],
+                ours: self.tensors[f"target_{index}.{theirs}"]
+                for ours, theirs in names.items()
+                if f"target_{index}.{theirs}" in self.tensors
             }
             for index in range(len(self.sizes_hw))
         ]

@@ -6,20 +6,21 @@ from copy import deepcopy
 import pytest
 import torch
 
-from hf_detr import DetrForObjectDetection, DetrImageProcessor
+from hf_detr import DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor
 from hf_detr.checkpoints.original import convert_names
 from hf_detr.loss import HungarianMatcher, pack_targets
 
-from .golden_cases import DETECTION_CASES, GoldenCase
+from .golden_cases import DETECTION_CASES, SEGMENTATION_CASE, GoldenCase
 
 
-@pytest.fixture(scope="module", params=DETECTION_CASES)
+@pytest.fixture(scope="module", params=(*DETECTION_CASES, SEGMENTATION_CASE))
 def run(request, tmp_path_factory):
     """One forward and backward pass of a golden case, its weights read from a .pth as training writes it."""
     case = GoldenCase.read(request.param)
     path = tmp_path_factory.mktemp("original") / f"{case.name}.pth"
     torch.save({"model": case.weights(), "args": argparse.Namespace(**case.args), "epoch": 299}, path)
-    model = DetrForObjectDetection.from_original(path)
+    model_class = DetrForSegmentation if case.name == SEGMENTATION_CASE else DetrForObjectDetection
+    model = model_class.from_original(path)
     pixel_values, pixel_mask = case.batch()
     outputs = model(pixel_values, pixel_mask, labels=case.labels())
     outputs.loss.backward()
@@ -38,6 +39,8 @@ def test_outputs_are_the_originals(run):
     assert_equal_to("boxes", outputs.pred_boxes, case.tensors["out.pred_boxes"])
     memory = case.tensors["out.encoder_memory"].flatten(2).transpose(1, 2)
     assert_equal_to("memory", outputs.encoder_last_hidden_state, memory)
+    if case.name == SEGMENTATION_CASE:
+        assert_equal_to("masks", outputs.pred_masks, case.tensors["out.pred_masks"])
     for layer, auxiliary in enumerate(outputs.auxiliary_outputs):
         assert_equal_to(f"logits of layer {layer}", auxiliary["logits"], case.tensors[f"out.aux_{layer}.logits"])
         assert_equal_to(f"boxes of layer {layer}", auxiliary["pred_boxes"], case.tensors[f"out.aux_{layer}.pred_boxes"])
@@ -46,7 +49,7 @@ def test_outputs_are_the_originals(run):
 def test_decoder_states_are_the_originals(run):
     case, model, _ = run
     with torch.no_grad():
-        states = model.model(*case.batch()).intermediate_hidden_states
+        states = model.base_model(*case.batch()).intermediate_hidden_states
     assert_equal_to("decoder states", states, case.tensors["out.decoder_hidden_states"])
 
 
@@ -86,7 +89,9 @@ def test_every_gradient_norm_is_the_originals(run):
     expected = {name.removeprefix("gradnorm."): t for name, t in case.tensors.items() if name.startswith("gradnorm.")}
     seen = set()
     for name, norm in expected.items():
-        ours = list(convert_names({name: torch.zeros(case.shapes[name])}))  # three of a packed projection
+        prefix = "detr." if name.startswith("detr.") else ""
+        parts = convert_names({name.removeprefix(prefix): torch.zeros(case.shapes[name])})  # of a packed projection: 3
+        ours = [prefix + part for part in parts]
         seen.update(ours)
         # summed in float32 as the original's was: over millions of entries that alone takes 1e-4 off the true norm
         norm_of_ours = torch.cat([parameters[part].grad for part in ours]).float().norm()

@@ -194,6 +194,12 @@ def test_the_saved_configuration_keeps_what_stock_does_not_know_in_one_block(tmp
         "query_groups": 1,
         "encoder_auxiliary_loss": False,
         "chunk_size_backbone": 0,
+        "chunk_size_masks": 25,
+        "mask_loss_resolution": "image",
+        "mask_loss_points": 12544,
+        "mask_loss_on_padding": False,
+        "freeze_detector": False,
+        "label_ids_to_fuse": None,
     }
     assert written["architectures"] == ["DetrForObjectDetection"]
     with warnings.catch_warnings():

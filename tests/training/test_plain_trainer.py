@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import Trainer, TrainingArguments
 
-from hf_detr import DetrForObjectDetection, DetrImageProcessor
+from hf_detr import DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor
 from hf_detr.data.collator import DetectionCollator
 from hf_detr.training import CocoMetric, evaluate_model
 
@@ -51,3 +52,13 @@ def test_the_example_trains_evaluates_and_saves(tmp_path):
     assert any("eval_map" in entry for entry in state["log_history"])
     assert DetrForObjectDetection.from_pretrained(tmp_path).config.id2label[3] == "three"
     assert DetrImageProcessor.from_pretrained(tmp_path).size["shortest_edge"] == 64
+
+
+def test_the_example_learns_masks(tmp_path, monkeypatch, capsys):
+    words = "digits --images 2 --backbone test_resnet --shortest-edge 64 --epochs 1 --masks --output"
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *words.split(), str(tmp_path)])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert "AP50" in capsys.readouterr().out
+    assert isinstance(DetrForSegmentation.from_pretrained(tmp_path), DetrForSegmentation)
+    [state] = tmp_path.glob("checkpoint-*/trainer_state.json")
+    assert any("eval_map" in entry for entry in json.loads(state.read_text())["log_history"])

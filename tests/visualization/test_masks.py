@@ -7,7 +7,7 @@ from hotcoco import mask as coco_mask
 from PIL import Image
 
 from hf_detr import shape_scenes
-from hf_detr.visualization import class_color, draw_masks, draw_panoptic
+from hf_detr.visualization import class_color, draw_masks, draw_panoptic, save_masks_grid
 
 ID2LABEL = {0: "cat", 1: "dog", 2: "sky"}
 GREY = (100, 100, 100)
@@ -124,3 +124,27 @@ def test_the_image_passed_in_is_not_drawn_on():
     given = image()
     draw_masks(given, detections())
     assert given.getcolors() == [(800 * 700, GREY)]
+
+
+def test_a_sheet_has_annotations_beside_what_was_found(tmp_path):
+    found = detections()
+    objects = {"bbox": [[100, 200, 300, 400]], "category": [1], "segmentation": found["masks"][:1]}
+    path = tmp_path / "a" / "sheet.png"
+    sheet = save_masks_grid([image()], [found], [{"image_id": 0, "objects": objects}], path, ID2LABEL)
+    assert Image.open(path).size == sheet.size
+    half = sheet.width // 2
+    left, right = (
+        {tuple(rgb) for row in part for rgb in row.tolist()} for part in np.split(np.array(sheet), [half], 1)
+    )
+    assert mixed(class_color(1)) in left & right
+    assert mixed(class_color(0)) in right - left
+
+
+def test_a_sheet_of_segments_has_two_maps_an_image_and_one_legend(tmp_path):
+    rgb = image(60, 40)
+    alone = save_masks_grid([rgb], [segments()], [segments()], tmp_path / "one.png", ID2LABEL)
+    two = save_masks_grid([rgb] * 2, [segments()] * 2, [segments()] * 2, tmp_path / "two.png", ID2LABEL)
+    assert alone.width == two.width > 3 * 320
+    assert alone.height < two.height < 2 * alone.height
+    with pytest.raises(ValueError, match="1 images, 0 results"):
+        save_masks_grid([rgb], [], [segments()], tmp_path / "none.png")

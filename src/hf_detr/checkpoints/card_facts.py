@@ -11,6 +11,7 @@ from huggingface_hub import metadata_load
 from transformers import PreTrainedModel
 
 from .. import __version__
+from ..evaluation.tasks import task_of
 from .stock_check import StockCheck, check_in_stock
 from .tiny import tiny_checkpoint
 
@@ -24,6 +25,7 @@ def card_facts(
     """
     config = model.config
     return {
+        "task": task_of(model),
         "name": name.split("/")[-1],
         "repo_id": repo_id or name,
         "stock": stock or check_in_stock(model),

@@ -10,21 +10,13 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..wording import counted, printable
+from .card_tasks import CARD_TASKS, CardTask
 from .stock_check import StockCheck
 
 _FACTS = (
-    "name", "repo_id", "license", "base_model", "stock", "classes", "dataset", "model", "recipe", "evaluation",
+    "task", "name", "repo_id", "license", "base_model", "stock", "classes", "dataset", "model", "recipe", "evaluation",
     "figures", "threshold", "versions",
 )  # fmt: skip
-_METRICS = {
-    "map": "AP (IoU 0.50 to 0.95)",
-    "map_50": "AP50",
-    "map_75": "AP75",
-    "map_small": "AP small (up to 32 x 32 px)",
-    "map_medium": "AP medium (up to 96 x 96 px)",
-    "map_large": "AP large",
-}
-_ON_THE_HUB = ("map", "map_50", "map_75")  # what goes into model-index
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
@@ -33,6 +25,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
     `facts`, of which only `name` must be there; what is absent is left out of the card, but for the intended use and
     the limits, where the card says that it is not known:
 
+    - `task`: "detection" (default), "instance" or "panoptic";
     - `name`: the title; `repo_id`: "user/name" on the Hub, or a folder, for the snippets (default: `name`);
     - `license`: an identifier of the Hub's (default "apache-2.0"); `base_model`: Hub name it was fine-tuned from;
     - `stock`: the `StockCheck` of the model; without one, the card says nothing of stock transformers;
@@ -41,7 +34,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
       files were read, "splits" {split: {"images", "objects", ...}}}; the columns of the table are the numbers that all
       splits have;
     - `model`, `recipe`, `versions`: {what: value}, each a table of two columns;
-    - `evaluation`: {"split", "metrics": what `CocoEvaluator.compute()` gives, "selection_split": the one by which the
+    - `evaluation`: {"split", "metrics": what the task's evaluator computes, "selection_split": the one by which the
       best epoch was chosen, if any was};
     - `figures`: {file beside the card: caption}; `threshold`: of the score in the snippets (default 0.5).
 
@@ -73,11 +66,11 @@ def _front_matter(facts: Mapping[str, Any]) -> str:
     data = ModelCardData(
         license=facts.get("license") or "apache-2.0",
         library_name="transformers" if _runs_in_stock(facts) else "hf_detr",  # for the Hub's own snippet and widget
-        pipeline_tag="object-detection",
-        tags=["object-detection", "vision", "detr", "hf_detr"],
+        pipeline_tag=_task(facts).tag,
+        tags=[_task(facts).tag, "vision", "detr", "hf_detr"],
         base_model=facts.get("base_model"),
         datasets=[dataset["hub_id"]] if dataset.get("hub_id") else None,
-        metrics=["mean_average_precision"] if facts.get("evaluation") else None,
+        metrics=[_task(facts).metric_type] if facts.get("evaluation") else None,
         model_name=facts["name"],
         eval_results=_eval_results(facts, dataset) or None,
     )
@@ -88,25 +81,25 @@ def _eval_results(facts: Mapping[str, Any], dataset: Mapping[str, Any]) -> list[
     evaluation = facts.get("evaluation")
     if not evaluation:
         return []
-    name = dataset.get("name") or "unnamed"
+    name, task = dataset.get("name") or "unnamed", _task(facts)
     return [
         EvalResult(
-            task_type="object-detection",
+            task_type=task.tag,
             dataset_type=dataset.get("hub_id") or re.sub(r"[^\w.-]+", "-", name).strip("-").lower(),
             dataset_name=name,
             dataset_split=evaluation["split"],
-            metric_type="mean_average_precision",
-            metric_name=_METRICS[metric],
+            metric_type=task.metric_type,
+            metric_name=task.metrics[metric],
             metric_value=round(evaluation["metrics"][metric], 4),
         )
-        for metric in _ON_THE_HUB
+        for metric in task.on_the_hub
         if evaluation["metrics"].get(metric, -1) >= 0
     ]
 
 
 def _introduction(facts: Mapping[str, Any]) -> str:
     base, dataset = facts.get("base_model"), facts.get("dataset") or {}
-    text = "A [DETR](https://arxiv.org/abs/2005.12872) object detector"
+    text = f"A [DETR](https://arxiv.org/abs/2005.12872) {_task(facts).noun}"
     if base:
         text += f", fine-tuned from `{base}`"
     if dataset.get("name"):
@@ -114,26 +107,35 @@ def _introduction(facts: Mapping[str, Any]) -> str:
     classes = facts.get("classes") or []
     if classes:
         text += f". It finds {counted(len(classes), 'class', 'classes')}: {_few(classes)}"
-    return text + f". Trained with `hf_detr`. {_in_stock(facts.get('stock'))}".rstrip()
+    return text + f". Trained with `hf_detr`. {_in_stock(facts)}".rstrip()
+
+
+def _task(facts: Mapping[str, Any]) -> CardTask:
+    return CARD_TASKS[facts.get("task") or "detection"]
 
 
 def _runs_in_stock(facts: Mapping[str, Any]) -> bool:
     return facts.get("stock") is not None and facts["stock"].outcome == "equal"
 
 
-def _in_stock(stock: StockCheck | None) -> str:
+def _parts(facts: Mapping[str, Any]) -> str:
+    return "logits and boxes" if _task(facts).tag == "object-detection" else "logits, boxes and masks"
+
+
+def _in_stock(facts: Mapping[str, Any]) -> str:
+    stock: StockCheck | None = facts.get("stock")
     if stock is None:
         return ""
     name = f"transformers {stock.version}"
     if stock.outcome == "equal":
         return (
-            f"It runs in Transformers without further code: {name} gave the same logits and boxes, to "
+            f"It runs in Transformers without further code: {name} gave the same {_parts(facts)}, to "
             f"{stock.difference:.0e}, when this card was written."
         )
     if stock.outcome == "differs":
         return (
-            f"**Do not use it in Transformers alone**: {name} loads it, but its logits or boxes are off by up to "
-            f"{stock.difference:.2g} there."
+            f"**Do not use it in Transformers alone**: {name} loads it, but its {_parts(facts)} are off by "
+            f"up to {stock.difference:.2g} there."
         )
     if stock.outcome == "fails":
         return f"It does not run in Transformers alone: {name} refuses it ({_cell(stock.reason)})."
@@ -144,18 +146,18 @@ def _evaluation(facts: Mapping[str, Any]) -> list[str]:
     evaluation = facts.get("evaluation")
     if not evaluation:
         return []
-    metrics = evaluation["metrics"]
+    metrics, task = evaluation["metrics"], _task(facts)
     counts = ", ".join(
         counted(metrics[key], noun)
-        for key, noun in (("num_images", "image"), ("num_targets", "object"))
+        for key, noun in (("num_images", "image"), ("num_targets", task.counted))
         if key in metrics
     )
     lines = [
-        f"## Results\n\nCOCO average precision on the split `{evaluation['split']}`"
+        f"## Results\n\n{task.measure} on the split `{evaluation['split']}`"
         + (f" ({counts})." if counts else ".")
         + _selection(evaluation)
     ]
-    rows = [(name, _score(metrics[key])) for key, name in _METRICS.items() if key in metrics]
+    rows = [(name, _score(metrics[key])) for key, name in task.metrics.items() if key in metrics]
     rows += [
         (f"AR, {counted(int(key[4:]), 'detection')}", _score(value))
         for key, value in metrics.items()
@@ -164,10 +166,10 @@ def _evaluation(facts: Mapping[str, Any]) -> list[str]:
     lines.append(_table(("metric", "value"), rows))
     if metrics.get("per_class"):
         rows = [
-            (_cell(name), _score(values["map"]), _score(values["map_50"]), f"{values['num_targets']:,}")
+            (_cell(name), *(_score(values[key]) for key in task.columns), f"{values['num_targets']:,}")
             for name, values in metrics["per_class"].items()
         ]
-        lines.append(_table(("class", "AP", "AP50", "objects"), rows))
+        lines.append(_table(("class", *task.columns.values(), f"{task.counted}s"), rows))
     return lines
 
 
@@ -181,7 +183,9 @@ def _selection(evaluation: Mapping[str, Any]) -> str:
 
 
 def _usage(facts: Mapping[str, Any]) -> str:
-    text = _USAGE + (_USAGE_IN_STOCK if _runs_in_stock(facts) else "")
+    task, text = _task(facts), _USAGE + (_USAGE_IN_STOCK if _runs_in_stock(facts) else "")
+    for part in ("call", "pipeline", "model_class"):
+        text = text.replace(f"<{part}>", getattr(task, part))
     return text.format(
         repo=facts.get("repo_id") or facts["name"], threshold=f"{float(facts.get('threshold') or 0.5):g}"
     )
@@ -265,15 +269,13 @@ With `hf_detr`:
 ```python
 from PIL import Image, ImageOps
 
-from hf_detr import DetrForObjectDetection, DetrImageProcessor
+from hf_detr import <model_class>, DetrImageProcessor
 
 processor = DetrImageProcessor.from_pretrained("{repo}")
-model = DetrForObjectDetection.from_pretrained("{repo}").eval()
+model = <model_class>.from_pretrained("{repo}").eval()
 image = ImageOps.exif_transpose(Image.open("image.jpg"))
 outputs = model(**processor(images=image, return_tensors="pt"))
-found = processor.post_process_object_detection(outputs, threshold={threshold}, target_sizes=[image.size[::-1]])[0]
-for score, label, box in zip(found["scores"], found["labels"], found["boxes"]):
-    print(model.config.id2label[label.item()], f"{{score:.2f}}", box.tolist())  # xyxy, pixels
+<call>
 ```
 
 or in a shell: `hf-detr predict {repo} image.jpg`."""
@@ -285,8 +287,7 @@ With Transformers alone:
 ```python
 from transformers import pipeline
 
-detector = pipeline("object-detection", model="{repo}")
-print(detector("image.jpg", threshold={threshold}))
+<pipeline>
 ```"""
 
 _REFERENCE = """\

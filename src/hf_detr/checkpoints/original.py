@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..configuration_detr import DetrConfig
-from .coco_labels import COCO_ID2LABEL
+from .coco_labels import COCO_ID2LABEL, COCO_PANOPTIC_ID2LABEL, COCO_STUFF
 
 # The original's names -> ours, the first that matches; applied to whole names from the left.
 _RENAMES = (
@@ -50,16 +50,44 @@ _RESNETS = {
 }
 
 
-def load_original(path: str | PathLike, config: DetrConfig | None = None) -> tuple[DetrConfig, dict[str, Tensor]]:
+def load_original(
+    path: str | PathLike, config: DetrConfig | None = None, with_masks: bool = False
+) -> tuple[DetrConfig, dict[str, Tensor]]:
     """Reads a `.pth` of the original: the configuration it needs, and its weights under this package's names.
 
-    Only tensors and plain values are unpickled (`weights_only=True`).
+    Only tensors and plain values are unpickled (`weights_only=True`). `with_masks`: for `DetrForSegmentation`, whose
+    loss then counts padding as the original's does, unless `config` says otherwise.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a checkpoint of the original, or one whose configuration has to be given.
     """
     path = Path(path)
+    weights, arguments = _read(path)
+    detector, mask_head = _parts(weights, path)
+    if with_masks and not mask_head:
+        raise ValueError(
+            f"{path}: the checkpoint of a detector, without a mask head; convert it by DetrForObjectDetection, and "
+            "start masks from it by DetrForSegmentation.from_detector."
+        )
+    if mask_head and not with_masks:
+        dropped = ", ".join(sorted({name.split(".")[0] for name in mask_head}))
+        warnings.warn(f"{path}: a segmentation checkpoint; its detector is taken, {dropped} are left out.")
+    config = config or _read_config(detector, arguments, path, with_masks)
+    converted = convert_names(detector)
+    if with_masks:  # the mask head's names are the original's
+        converted = {**{f"detr.{name}": tensor for name, tensor in converted.items()}, **mask_head}
+    return config, converted
+
+
+def has_masks(path: str | PathLike) -> bool:
+    """Whether a `.pth` of the original is of a segmentation model. Errors as for `load_original`."""
+    weights, _ = _read(Path(path))
+    return any(name.startswith("mask_head.") for name in weights)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights under the original's names, and the arguments of the training, where the file has them."""
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no such file"
         raise FileNotFoundError(f"{path}: {what}; give the .pth of the original DETR.")
@@ -81,9 +109,7 @@ def load_original(path: str | PathLike, config: DetrConfig | None = None) -> tup
     ):
         raise ValueError(f"{path}: what is under 'model' are no named tensors; give the .pth of the original DETR.")
     arguments = vars(checkpoint["args"]) if isinstance(checkpoint.get("args"), argparse.Namespace) else {}
-    weights = _detection_part(weights, path)
-    config = config or _read_config(weights, arguments, path)
-    return config, convert_names(weights)
+    return weights, arguments
 
 
 def convert_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -109,10 +135,11 @@ def convert_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def _detection_part(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _parts(weights: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A detector's weights, and what a segmentation model has besides."""
+    mask_head = {}
     if any(name.startswith("detr.") for name in weights):
-        dropped = sorted({name.split(".")[0] for name in weights if not name.startswith("detr.")})
-        warnings.warn(f"{path}: a segmentation checkpoint; its detector is taken, {', '.join(dropped)} are left out.")
+        mask_head = {name: tensor for name, tensor in weights.items() if not name.startswith("detr.")}
         weights = {name.removeprefix("detr."): tensor for name, tensor in weights.items() if name.startswith("detr.")}
     needed = ("input_proj.weight", "query_embed.weight", "class_embed.weight", "transformer.decoder.norm.weight")
     missing = [name for name in needed if name not in weights]
@@ -121,17 +148,17 @@ def _detection_part(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]
             f"{path}: not a checkpoint of the original DETR, it has no {', '.join(missing)}. Checkpoints of "
             "transformers are loaded with from_pretrained."
         )
-    return weights
+    return weights, mask_head
 
 
-def _read_config(weights: dict[str, Tensor], arguments: dict[str, Any], path: Path) -> DetrConfig:
+def _read_config(weights: dict[str, Tensor], arguments: dict[str, Any], path: Path, with_masks: bool) -> DetrConfig:
     if arguments.get("pre_norm"):
         raise ValueError(f"{path}: trained with --pre_norm, an architecture that DetrConfig does not describe.")
     d_model = weights["input_proj.weight"].shape[0]
     num_labels = weights["class_embed.weight"].shape[0] - 1
     heads = arguments.get("nheads", 8)
     dropout = arguments.get("dropout", 0.1)
-    is_coco = num_labels == len(COCO_ID2LABEL)
+    names = next((one for one in (COCO_ID2LABEL, COCO_PANOPTIC_ID2LABEL) if len(one) == num_labels), None)
     try:
         return DetrConfig(
             backbone=_read_backbone(weights, path),
@@ -148,7 +175,9 @@ def _read_config(weights: dict[str, Tensor], arguments: dict[str, Any], path: Pa
             attention_dropout=dropout,
             activation_dropout=dropout,
             position_embedding_type="learned" if "backbone.1.row_embed.weight" in weights else "sine",
-            id2label=COCO_ID2LABEL if is_coco else {index: f"LABEL_{index}" for index in range(num_labels)},
+            id2label=names or {index: f"LABEL_{index}" for index in range(num_labels)},
+            mask_loss_on_padding=with_masks,
+            label_ids_to_fuse=COCO_STUFF if with_masks and names is COCO_PANOPTIC_ID2LABEL else None,
         )
     except ValueError as error:
         raise ValueError(

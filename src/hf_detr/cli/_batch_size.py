@@ -6,6 +6,7 @@ import torch
 from accelerate.utils import find_executable_batch_size
 from torch import nn
 
+from hf_detr.evaluation.tasks import has_mask_head
 from hf_detr.training import parameter_groups
 
 LARGEST = 16  # images; more a step are fewer steps, and a small data set wants steps
@@ -54,9 +55,10 @@ def try_step(
     """One whole step of a copy of `model` on grey images: forward, backward, AdamW."""
     attempt = copy.deepcopy(model).to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(attempt, 0.0, 0.0))
+    masks = {"masks": torch.ones(objects, *size_hw, dtype=torch.uint8, device=device)} if has_mask_head(attempt) else {}
     boxes_cxcywh = torch.full((objects, 4), 0.5, device=device)
     labels = [
-        {"class_labels": torch.zeros(objects, dtype=torch.int64, device=device), "boxes": boxes_cxcywh}
+        {"class_labels": torch.zeros(objects, dtype=torch.int64, device=device), "boxes": boxes_cxcywh, **masks}
         for _ in range(batch_size)
     ]
     pixel_values = torch.zeros(batch_size, 3, *size_hw, device=device)

@@ -79,7 +79,7 @@ class OneBar(TrainerCallback):
             self.bar.update(0)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        shown = {"loss": "loss", "eval_map": "AP", "eval_map_50": "AP50"}
+        shown = {"loss": "loss", "eval_map": "AP", "eval_map_50": "AP50", "eval_pq": "PQ"}
         self.seen |= {shown[name]: f"{value:.3f}" for name, value in (logs or {}).items() if name in shown}
         if self.bar is not None:
             self.bar.set_postfix({"epoch": f"{state.epoch or 0:.1f}", **self.seen})

@@ -5,6 +5,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,13 @@ from tqdm import tqdm
 
 from hf_detr.image_processing.loading import load_image
 from hf_detr.image_processing_detr import DetrImageProcessor
-from hf_detr.modeling_detr import DetrForObjectDetection
-from hf_detr.visualization import draw_detections
+from hf_detr.visualization import draw_detections, draw_masks, draw_panoptic
 from hf_detr.wording import counted, printable
 
-from ._images import image_ids
+from ._images import drawing_names, image_ids
 from ._prediction import Background, Predictor
-from ._results import ResultsFile, result_rows
-from ._running import aligned, progress_bar, uninterrupted
+from ._results import ResultsFile, panoptic_annotation, result_rows, write_segment_map
+from ._running import Model, aligned, progress_bar, uninterrupted
 
 
 class PredictRun:
@@ -29,9 +29,10 @@ class PredictRun:
     It keeps nothing of an image that is done, so memory does not grow with their number. Close it.
     """
 
-    def __init__(self, args: argparse.Namespace, model: DetrForObjectDetection, processor: DetrImageProcessor):
+    def __init__(self, args: argparse.Namespace, model: Model, processor: DetrImageProcessor):
         self.args, self.processor = args, processor
         self.id2label = model.config.id2label
+        self.stuff = processor.label_ids_to_fuse or model.config.label_ids_to_fuse or ()
         overlap = 0.2 if args.overlap is None else args.overlap
         self.predictor = Predictor(model, processor, args.threshold, args.tile, overlap)
         self.background = Background(lambda name, error: self.lose("not drawn", name, error))
@@ -44,6 +45,10 @@ class PredictRun:
     def images(self, files: Sequence[Path], drawings: Sequence[Path], results: ResultsFile) -> None:
         """Predicts the image files in the order that is the quickest."""
         ids = image_ids(files)
+        maps = [f"panoptic/{name}" for name in drawing_names([Path(f"{file.stem}.png") for file in files])]
+        panoptic = nullcontext()
+        if self.predictor.task == "panoptic":
+            panoptic = ResultsFile(self.args.output / "panoptic.json", "annotations")
         settings = {
             "do_convert_rgb": self.processor.do_convert_rgb,
             "do_exif_transpose": self.processor.do_exif_transpose,
@@ -53,7 +58,7 @@ class PredictRun:
             return load_image(files[index], str(files[index]), **settings)
 
         found = self.predictor(range(len(files)), load, self.args.batch_size, self.args.threads)
-        with progress_bar(len(files), "predict") as bar:
+        with panoptic, progress_bar(len(files), "predict") as bar:
             for index, image, detections in found:
                 bar.update()
                 if detections is None:
@@ -65,6 +70,11 @@ class PredictRun:
                     if self._write(results, [{**place, **row} for row in rows], files[index]):
                         self.num_images += 1
                         self._count(rows)
+                    if self.predictor.task == "panoptic":
+                        annotation = panoptic_annotation(rows, ids[index], Path(maps[index]).name, self.stuff)
+                        self._write(panoptic, [annotation], files[index])
+                        path = self.args.output / maps[index]
+                        self.background(str(files[index]), write_segment_map, detections["segmentation"], path)
                     if not self.args.no_drawings:
                         self.background(str(files[index]), self._draw_image, image, detections, drawings[index])
 
@@ -83,7 +93,7 @@ class PredictRun:
 
         def draw(image: Tensor, detections: Mapping[str, Tensor], time_s: float) -> None:
             if not writer.is_broken:
-                writer.write(self._drawn(image, detections), time_s)
+                writer.write(self._drawn(image, detections, in_place=True), time_s)
 
         frames = self.predictor(
             reader, lambda frame: frame.image, self.args.batch_size, self.args.threads, keep_order=True
@@ -157,8 +167,13 @@ class PredictRun:
             self.objects[name] += 1
             self.best[name] = max(score, self.best.get(name, 0.0))
 
-    def _drawn(self, image: Tensor, detections: Mapping[str, Tensor]) -> Any:
+    def _drawn(self, image: Tensor, detections: Mapping[str, Tensor], in_place: bool = False) -> Any:
+        """The drawing; `in_place`: of the image's own size."""
         shown = image if image.shape[0] in (1, 3, 4) else image[:1]  # of many channels the first
+        if self.predictor.task == "panoptic" and not in_place:
+            return draw_panoptic(shown, detections, self.id2label, enlarge=self.args.enlarge)
+        if self.predictor.task != "detection":
+            return draw_masks(shown, detections, self.id2label, enlarge=self.args.enlarge)
         return draw_detections(shown, detections, self.id2label, enlarge=self.args.enlarge)
 
     def _draw_image(self, image: Tensor, detections: Mapping[str, Tensor], path: Path) -> None:

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from hf_detr.evaluation.evaluator import finite_detections
+from hf_detr.evaluation.evaluator import check_finite
+from hf_detr.evaluation.tasks import task_of
 from hf_detr.image_processing.tiling import Corners, merge_tiles, tile_corners
 from hf_detr.image_processing_detr import DetrImageProcessor
-from hf_detr.modeling_detr import DetrForObjectDetection
 
-from ._running import in_order, run_ahead, same_size_batches
+from ._running import Model, in_order, run_ahead, same_size_batches
 
 Source = TypeVar("Source")
 
@@ -41,7 +41,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: DetrForObjectDetection,
+        model: Model,
         processor: DetrImageProcessor,
         threshold: float,
         tile_px: int | None = None,
@@ -49,6 +49,9 @@ class Predictor:
     ):
         self.model, self.processor, self.threshold = model, processor, threshold
         self.tile_px, self.overlap = tile_px, overlap
+        self.task = task_of(model)
+        if tile_px and self.task != "detection":
+            raise ValueError("--tile merges boxes and not masks; leave it out with a model that has masks.")
         self.waited_s = 0.0  # how long the model stood still because the next images were not there yet
         self._of_tiles: list[dict[str, Tensor]] = []
 
@@ -117,17 +120,27 @@ class Predictor:
 
     def _detect(self, parts: list[_Part], pixel_values: Tensor) -> Iterator[tuple[Any, Tensor, dict[str, Tensor]]]:
         device = next(self.model.parameters()).device
+        # masks are decoded of what is kept alone
+        kept = {} if self.task == "detection" else {"mask_threshold": self.threshold}
         with torch.inference_mode():
-            outputs = self.model(pixel_values.to(device, non_blocking=True))
+            outputs = self.model(pixel_values.to(device, non_blocking=True), **kept)
         corners = [part.tiles[part.tile] for part in parts]
         sizes_hw = [(bottom - top, right - left) for left, top, right, bottom in corners]
-        found = finite_detections(self.processor, outputs, sizes_hw, [part.number for part in parts], self.threshold)
+        check_finite(outputs, [part.number for part in parts])
+        processed = {"processed_sizes": [pixel_values.shape[-2:]] * len(parts)}
+        post_process, options = {
+            "detection": (self.processor.post_process_object_detection, {}),
+            "instance": (self.processor.post_process_masks, processed),
+            "panoptic": (self.processor.post_process_panoptic_segmentation, processed),
+        }[self.task]
+        found = post_process(outputs, threshold=self.threshold, target_sizes=sizes_hw, **options)
         for part, detections in zip(parts, found, strict=True):
             if part.tile == 0:
                 self._of_tiles = []
             self._of_tiles.append(detections)
             if part.tile == len(part.tiles) - 1:
-                yield part.source, part.image, merge_tiles(self._of_tiles, part.tiles)
+                whole = merge_tiles(self._of_tiles, part.tiles) if self.tile_px else detections
+                yield part.source, part.image, whole
 
 
 def _or_reason(work: Callable[[], Tensor]) -> Tensor | str:

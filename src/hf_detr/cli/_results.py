@@ -1,38 +1,43 @@
-"""The JSON that predict writes as it goes: an array that is valid after every image."""
+"""What predict writes as it goes: JSON that is valid after every image, and maps of segments."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from hf_detr.boxes import xyxy_to_xywh
-
-_END = b"\n]\n"
+from hf_detr.data.masks import boxes_from_masks, encode_mask
 
 
 class ResultsFile:
     """A JSON array in a file, which grows by whole writes and is valid between them; a context.
 
+    With a `key`, the array is its value in a JSON object.
     Raises ValueError, naming the file, where it cannot be written.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, key: str | None = None):
         self.path = path
+        begin = b"[" if key is None else b'{"' + key.encode() + b'": ['
+        self._after = b"\n]\n" if key is None else b"\n]}\n"
+        self._begin = len(begin)
         self._end = 0  # where the closing bracket is
         try:
             # unbuffered: each write goes to the disk, or fails, by itself
             self._file = open(path, "wb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise self._failed(error) from error
-        self._write(b"[" + _END)
+        self._write(begin + self._after)
 
     def append(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Adds all the entries; where they cannot all be written, none, and raises ValueError."""
         rows = b",".join(b"\n" + json.dumps(entry).encode() for entry in entries)
         if rows:
-            self._write((b"," if self._end > 1 else b"") + rows + _END)
+            self._write((b"," if self._end > self._begin else b"") + rows + self._after)
 
     def _write(self, content: bytes) -> None:
         try:
@@ -41,12 +46,12 @@ class ResultsFile:
                 raise OSError("no room for it")
         except BaseException as error:  # an interrupt too must not leave half an entry
             self._file.seek(self._end)
-            self._file.write(_END if self._end else b"")  # over bytes that are there: takes no room
+            self._file.write(self._after if self._end else b"")  # over bytes that are there: takes no room
             self._file.truncate()
             if isinstance(error, OSError):
                 raise self._failed(error) from error
             raise
-        self._end += len(content) - len(_END)
+        self._end += len(content) - len(self._after)
 
     def _failed(self, error: OSError) -> ValueError:
         reason = error.strerror or error
@@ -59,13 +64,63 @@ class ResultsFile:
         self._file.close()
 
 
-def result_rows(detections: Mapping[str, Tensor], id2label: Mapping[int, str]) -> list[dict[str, Any]]:
+def result_rows(detections: Mapping[str, Any], id2label: Mapping[int, str]) -> list[dict[str, Any]]:
     """The detections of one image, the surest first, as COCO results have them: {category_id, category, bbox xywh px,
-    score}."""
+    score}, and of masks `segmentation`, a compressed run-length encoding. Of segments also `id`, that in their map, and
+    `area`."""
+    if "segments_info" in detections:
+        return _segment_rows(detections, id2label)
     order = detections["scores"].argsort(descending=True, stable=True)
     boxes_xywh_px = xyxy_to_xywh(detections["boxes"])[order].tolist()
     scores, labels = detections["scores"][order].tolist(), detections["labels"][order].tolist()
+    masks = [detections["masks"][i] for i in order.tolist()] if "masks" in detections else None
     return [
         {"category_id": label, "category": id2label[label], "bbox": box, "score": score}
-        for label, box, score in zip(labels, boxes_xywh_px, scores, strict=True)
+        | ({} if masks is None else {"segmentation": masks[i]})
+        for i, (label, box, score) in enumerate(zip(labels, boxes_xywh_px, scores, strict=True))
     ]
+
+
+def _segment_rows(result: Mapping[str, Any], id2label: Mapping[int, str]) -> list[dict[str, Any]]:
+    rows: dict[int, dict[str, Any]] = {}
+    for info in result["segments_info"]:  # several of one id were fused
+        number, label = int(info["id"]), int(info["label_id"])
+        if number in rows:
+            rows[number]["score"] = max(rows[number]["score"], info["score"])
+            continue
+        mask = result["segmentation"] == number
+        entry = encode_mask(mask)
+        rows[number] = {
+            "category_id": label,
+            "category": id2label[label],
+            "bbox": boxes_from_masks(mask[None])[0].tolist(),
+            "score": info["score"],
+            "segmentation": {name: entry[name] for name in ("size", "counts")},
+            "id": number,
+            "area": int(mask.sum()),
+        }
+    return sorted(rows.values(), key=lambda row: -row["score"])
+
+
+def panoptic_annotation(
+    rows: Sequence[Mapping[str, Any]], image_id: int, file_name: str, stuff: Collection[int]
+) -> dict[str, Any]:
+    """COCO's annotation of the segments in `rows`, whose map is the PNG `file_name`."""
+    segments = [
+        {name: row[name] for name in ("id", "category_id", "category", "bbox", "area", "score")}
+        | {"isthing": int(row["category_id"] not in stuff), "iscrowd": 0}
+        for row in rows
+    ]
+    return {"image_id": image_id, "file_name": file_name, "segments_info": segments}
+
+
+def write_segment_map(segmentation: Tensor, path: Path) -> None:
+    """A map (H, W) of ids as COCO's panoptic PNG: r + 256 g + 65536 b is the id, 0 none."""
+    ids = segmentation.clamp(min=0).numpy().astype(np.int64)
+    colours = np.stack((ids % 256, ids // 256 % 256, ids // 65536), axis=-1).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Image.fromarray(colours).save(path)
+    except OSError:
+        path.unlink(missing_ok=True)  # half of a map
+        raise

@@ -16,9 +16,10 @@ from hf_detr.checkpoints.model_card import model_card
 from hf_detr.data.report import Report
 from hf_detr.data.schema import class_names
 from hf_detr.data.transform import DetectionTransform, decode_image, transform_dataset
+from hf_detr.evaluation.tasks import IN_WORDS
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.training import DetrTrainer
-from hf_detr.visualization import plot_curves, save_detections_grid
+from hf_detr.visualization import plot_curves, save_detections_grid, save_masks_grid
 from hf_detr.wording import counted
 
 from ._errors import about, one_line
@@ -41,7 +42,8 @@ def write_run_folder(
         with about(folder, "free some space"), written_whole(folder) as temporary:
             trainer.model.save_pretrained(temporary)
             processor.save_pretrained(temporary)
-    trainer.evaluate(transform_dataset(splits.test, DetectionTransform(processor)), metric_key_prefix="test")
+    transform = DetectionTransform(processor, masks=args.task != "detection")
+    trainer.evaluate(transform_dataset(splits.test, transform), metric_key_prefix="test")
     metrics, table = trainer.evaluator.compute(), trainer.evaluator.table()
     seconds = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), None)
     if is_writer:
@@ -57,7 +59,7 @@ def write_run_folder(
             "history": history,
         }
         write_text(folder / "metrics.json", json.dumps(content, indent=2) + "\n")
-    figures = _draw(trainer, processor, splits.test, history, folder)
+    figures = _draw(trainer, transform, splits.test, history, folder)
     if not is_writer:
         return
     facts = _facts(args, trainer, splits, report, metrics, seconds)
@@ -85,13 +87,13 @@ def _push(folder: Path, repo_id: str) -> str:
 
 
 def _draw(
-    trainer: DetrTrainer, processor: DetrImageProcessor, rows: Dataset, history: list[dict], folder: Path
+    trainer: DetrTrainer, transform: DetectionTransform, rows: Dataset, history: list[dict], folder: Path
 ) -> dict[str, str]:
     """Draws the curves, and what was found on a few images, evenly spread; returns file -> caption of what could be
     drawn. Every process must call it."""
     count = min(_NUM_IMAGES, len(rows))
     chosen = rows.select([index * len(rows) // count for index in range(count)])
-    found = trainer.predict(transform_dataset(chosen, DetectionTransform(processor))).predictions
+    found = trainer.predict(transform_dataset(chosen, transform)).predictions
     if not trainer.is_world_process_zero():
         return {}
 
@@ -101,11 +103,16 @@ def _draw(
         targets = list(chosen.select_columns(["image_id", "objects"]))
         names = [Path(row["image"]["path"] or f"image {row['image_id']}").name for row in undecoded]
         id2label = trainer.model.config.id2label
-        save_detections_grid(images, found, path, id2label, _THRESHOLD, targets, captions=names)
+        if transform.masks:
+            save_masks_grid(images, found, targets, path, id2label, _THRESHOLD)
+        else:
+            save_detections_grid(images, found, path, id2label, _THRESHOLD, targets, captions=names)
 
-    drawn_on = f"in orange, annotations dashed in blue, on {counted(count, 'held-out image')}."
+    caption = f"Detections above {_THRESHOLD:g} in orange, annotations dashed in blue,"
+    if transform.masks:
+        caption = "Annotations, and beside them what was found,"
     figures = {
-        "predictions.png": (predictions, f"Detections above {_THRESHOLD:g} {drawn_on}"),
+        "predictions.png": (predictions, f"{caption} on {counted(count, 'held-out image')}."),
         "curves.png": (lambda path: plot_curves(history, path), "Losses and average precision of the training."),
     }
     drawn = {}
@@ -131,6 +138,7 @@ def _facts(
         started_from += ", pretrained backbone"
     return {
         **card_facts(trainer.model, args.push_to_hub or args.output.resolve().name),
+        "task": args.task,
         "license": args.license,
         "base_model": base_model,
         "classes": class_names(splits.train),
@@ -156,7 +164,8 @@ def _facts(
             "averaged weights": f"decay {args.ema:g}" if args.ema else "yes" if settings.averages_weights else "no",
             "precision": "bf16" if settings.bf16 else "fp16" if settings.fp16 else "fp32",
             "bad boxes": args.on_bad_box + (f", {bad} found" if (bad := _bad_boxes(report)) else ""),
-            "best epoch by": f"COCO AP on {splits.names[1]}",
+            "best epoch by": f"{IN_WORDS[args.task]} on {splits.names[1]}",
+            **({} if args.task == "detection" else {"detector": "frozen" if config.freeze_detector else "trained"}),
             "seed": args.seed,
             "time": "unknown" if seconds is None else f"{_time(seconds)} on {_machine(trainer)}",
         },

@@ -39,6 +39,7 @@ def check_run_folder(args: argparse.Namespace) -> None:
 
 def _take_decisions(args: argparse.Namespace, before: dict[str, Any]) -> None:
     """What the run was left to decide for itself, it has decided for good."""
+    args.task = args.task or before.get("task")
     if args.batch_size == "auto":
         args.batch_size = before.get("batch_size")
     if args.time_limit is not None:

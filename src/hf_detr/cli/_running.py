@@ -16,8 +16,10 @@ import transformers
 from torch import nn
 from tqdm import tqdm
 
+from hf_detr.configuration_detr import DetrConfig
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.modeling_detr import DetrForObjectDetection
+from hf_detr.modeling_detr_segmentation import DetrForSegmentation
 from hf_detr.wording import counted
 
 from ._errors import about, one_line
@@ -25,6 +27,7 @@ from ._sources import read_json_object
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Model = DetrForObjectDetection | DetrForSegmentation
 
 
 def quiet_libraries() -> None:
@@ -85,7 +88,7 @@ def is_quicker_in_bf16(model: nn.Module, on_gpu: bool) -> bool:
 _PIXELS_AT_A_TIME = 2**20
 
 
-def load_model(name: str, device: torch.device) -> tuple[DetrForObjectDetection, DetrImageProcessor]:
+def load_model(name: str, device: torch.device) -> tuple[Model, DetrImageProcessor]:
     """A trained model on `device`, ready for inference (eval mode, norms folded), and its processor, of a folder or a
     name on the Hub.
 
@@ -102,13 +105,31 @@ def load_model(name: str, device: torch.device) -> tuple[DetrForObjectDetection,
 _A_MODEL = "name a folder of save_pretrained or hf-detr train, or a DETR on the Hub"
 
 
-def read_model(name: str, remedy: str = _A_MODEL, **options: Any) -> DetrForObjectDetection:
-    """`from_pretrained(name, **options)`; ValueError, naming it, for anything but a DETR with all its weights."""
+def model_class_of(name: str) -> type[Model]:
+    """The class whose weights a folder or a name on the Hub holds; the detector's where it does not say."""
+    try:
+        architectures = DetrConfig.from_pretrained(name).architectures or ()
+    except Exception:  # what is wrong is said where the model is read
+        architectures = ()
+    return DetrForSegmentation if "DetrForSegmentation" in architectures else DetrForObjectDetection
+
+
+def read_model(
+    name: str,
+    remedy: str = _A_MODEL,
+    model_class: type[Model] | None = None,
+    fresh: tuple[str, ...] = (),
+    **options: Any,
+) -> Model:
+    """`from_pretrained(name, **options)`, of the class that it holds unless another is given. ValueError, naming it,
+    for anything but a DETR with all its weights; those whose names begin with one of `fresh` may be missing."""
+    model_class = model_class or model_class_of(name)
     with about(name, remedy), _without_report():
-        model, info = DetrForObjectDetection.from_pretrained(
+        model, info = model_class.from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    missing, mismatched = len(info["missing_keys"]), len(info["mismatched_keys"])
+    missing = sum(not key.startswith(fresh) for key in info["missing_keys"])
+    mismatched = len(info["mismatched_keys"])
     if missing or mismatched:
         raise ValueError(
             f"{name}: {counted(missing, 'tensor')} missing and {mismatched:,} of another shape than config.json says, "

@@ -20,6 +20,7 @@ from hf_detr.data.schema import id2label
 from hf_detr.data.transform import DetectionTransform, transform_dataset
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.modeling_detr import DetrForObjectDetection
+from hf_detr.modeling_detr_segmentation import DetrForSegmentation
 from hf_detr.training import DetrTrainer, DetrTrainingArguments, TimeLimit
 from hf_detr.training.recipes import MODEL_SETTINGS, apply_recipe
 from hf_detr.wording import counted
@@ -29,7 +30,8 @@ from ._batch_size import LARGEST, ON_CPU, find_batch_size
 from ._callbacks import UNPLANNED
 from ._errors import one_line
 from ._run_settings import write_settings
-from ._running import choose_device, is_quicker_in_bf16, load_processor, read_model
+from ._running import Model, choose_device, is_quicker_in_bf16, load_processor, model_class_of, read_model
+from ._task import set_stuff, wants_masks, with_masks_from
 
 # Images of predictions.png.
 _NUM_DRAWN = 9
@@ -47,12 +49,18 @@ class Splits:
     test: Dataset
     names: tuple[str, str, str]
 
+    @property
+    def by_name(self) -> dict[str, Dataset]:
+        """Each split once."""
+        return dict(zip(self.names, (self.train, self.validation, self.test), strict=True))
+
 
 def print_report(args: argparse.Namespace, options: dict[str, Any]) -> Report:
     """What the data holds and what is wrong with it. Raises ValueError where `hf-detr check` finds errors."""
     queries = args.num_queries or (100 if args.backbone else _queries_of(args.model))
     policies = {"on_bad_box": args.on_bad_box, "on_bad_image": args.on_bad_image}
-    report = check_dataset(args.data, args.format, num_queries=queries, **policies, **options)
+    masks = wants_masks(args) or (None if args.task is None else False)
+    report = check_dataset(args.data, args.format, num_queries=queries, masks=masks, **policies, **options)
     print(report.text(), end="\n\n")
     if report.errors:
         first = report.errors[0]
@@ -84,30 +92,39 @@ def load_splits(args: argparse.Namespace, options: dict[str, Any]) -> Splits:
     return Splits(parts["train"], parts[validation], parts[test], ("train", validation, test))
 
 
-def build_model(
-    args: argparse.Namespace, train: Dataset, checkpoint: Path | None
-) -> tuple[DetrForObjectDetection, DetrImageProcessor]:
+def build_model(args: argparse.Namespace, splits: Splits, checkpoint: Path | None) -> tuple[Model, DetrImageProcessor]:
     """The model with the classes of the data, and its processor: from a checkpoint of this run, or to start with."""
     if checkpoint:
-        model = DetrForObjectDetection.from_pretrained(checkpoint)
+        model = model_class_of(str(checkpoint)).from_pretrained(checkpoint)
         return model, DetrImageProcessor.from_pretrained(checkpoint)
     torch.manual_seed(args.seed)
-    names = id2label(train)
+    names = id2label(splits.train)
     if args.backbone:
         model, processor = _fresh_model(args, names), DetrImageProcessor()
     else:
         # published files hold auxiliary_loss=False, which changes nothing at inference and much in training
-        remedy = "without the Hub, name a folder, or train a fresh model with --backbone resnet50"
-        model = read_model(args.model, remedy, id2label=names, auxiliary_loss=True)
+        model = _trained_model(args, names, auxiliary_loss=True)
         processor = load_processor(args.model)
         if args.num_queries and args.num_queries != model.config.num_queries:
             model.resize_queries(args.num_queries)
     if args.image_size:
         processor.size = {"shortest_edge": args.image_size, "longest_edge": args.image_size * 1333 // 800}
+    set_stuff(model, processor, splits.by_name, args.task)
     return model, processor
 
 
-def _fresh_model(args: argparse.Namespace, names: dict[int, str]) -> DetrForObjectDetection:
+def _trained_model(args: argparse.Namespace, names: dict[int, str], **options: Any) -> Model:
+    remedy = "without the Hub, name a folder, or train a fresh model with --backbone resnet50"
+    if args.task != "detection":
+        return with_masks_from(args, names, remedy, **options)
+    model = read_model(args.model, remedy, id2label=names, **options)
+    if isinstance(model, DetrForSegmentation):
+        model.unfreeze_detector()
+        model = model.detr
+    return model
+
+
+def _fresh_model(args: argparse.Namespace, names: dict[int, str]) -> Model:
     # random norms and stages must learn; published ones are frozen as in the paper
     thawed = {} if args.pretrained_backbone else {"freeze_backbone_norms": False, "freeze_backbone_until": None}
     config = DetrConfig(
@@ -127,7 +144,7 @@ def _fresh_model(args: argparse.Namespace, names: dict[int, str]) -> DetrForObje
         **thawed,
     )
     try:
-        return DetrForObjectDetection(config)
+        return (DetrForObjectDetection if args.task == "detection" else DetrForSegmentation)(config)
     except ValueError:
         raise
     except Exception as error:
@@ -162,9 +179,7 @@ def make_time_limit(args: argparse.Namespace, splits: Splits, used_s: float) -> 
     )
 
 
-def decide_batch_size(
-    args: argparse.Namespace, model: DetrForObjectDetection, processor: DetrImageProcessor, train: Dataset
-) -> int:
+def decide_batch_size(args: argparse.Namespace, model: Model, processor: DetrImageProcessor, train: Dataset) -> int:
     """The most images a step that fit, but not more than there are. Raises ValueError for several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--batch-size auto: their memories may differ, so name a number for several processes.")
@@ -183,7 +198,7 @@ def decide_batch_size(
     return found
 
 
-def _precision(args: argparse.Namespace, model: DetrForObjectDetection, on_gpu: bool) -> str:
+def _precision(args: argparse.Namespace, model: Model, on_gpu: bool) -> str:
     if args.precision != "auto":
         return args.precision
     return "bf16" if is_quicker_in_bf16(model, on_gpu) else "fp32"
@@ -201,7 +216,7 @@ def default_workers(on_gpu: bool) -> int:
 
 def make_trainer(
     args: argparse.Namespace,
-    model: DetrForObjectDetection,
+    model: Model,
     processor: DetrImageProcessor,
     splits: Splits,
     callbacks: list[TrainerCallback],
@@ -246,12 +261,12 @@ def make_trainer(
         run_name=args.output.resolve().name,
         disable_tqdm=True,
     )
-    augment = None if args.augment == "none" else args.augment
+    augment, masks = None if args.augment == "none" else args.augment, args.task != "detection"
     trainer = DetrTrainer(
         model,
         settings,
-        train_dataset=transform_dataset(splits.train, DetectionTransform(processor, augment)),
-        eval_dataset=transform_dataset(splits.validation, DetectionTransform(processor)),
+        train_dataset=transform_dataset(splits.train, DetectionTransform(processor, augment, masks)),
+        eval_dataset=transform_dataset(splits.validation, DetectionTransform(processor, masks=masks)),
         processing_class=processor,
         callbacks=callbacks,
     )

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = add_data_arguments(parser)
     add_policy_arguments(group)
     group.add_argument("--split", action="append", metavar="NAME", help="look at this split alone; can be repeated")
+    group.add_argument("--masks", action="store_true", help="problems of masks are errors, as for a model with masks")
     group.add_argument("--headers-only", action="store_true", help="do not decode the images: quicker, finds less")
     queries = parser.add_mutually_exclusive_group()
     queries.add_argument(
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     with about(args.data, "correct the data, or how it is to be read"):
         report = check_dataset(
             args.data, args.format, num_queries=num_queries, decode_images=not args.headers_only,
-            on_bad_box=args.on_bad_box, on_bad_image=args.on_bad_image, **options,
+            masks=args.masks or None, on_bad_box=args.on_bad_box, on_bad_image=args.on_bad_image, **options,
         )  # fmt: skip
     print(report.text(whose))
     if args.json:

@@ -31,23 +31,25 @@ def run(args: argparse.Namespace) -> int:
         else:
             check_config_file(args.config)
     check_output_folder(args.output, args.overwrite)
-    from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor
+    from hf_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor
 
     from ..checkpoints.files import written_whole
+    from ..checkpoints.original import has_masks
 
     config = None
     if args.config is not None:
         with about(args.config, "name the config.json of a DETR"):
             config = DetrConfig.from_pretrained(args.config)
     with about(args.checkpoint, "name the .pth of the original DETR, and --config where it has other sizes"):
-        model = DetrForObjectDetection.from_original(args.checkpoint, config)
+        model_class = DetrForSegmentation if has_masks(args.checkpoint) else DetrForObjectDetection
+        model = model_class.from_original(args.checkpoint, config)
     with about(args.output, "free some space, or name another folder"), written_whole(args.output) as folder:
         model.save_pretrained(folder)
         DetrImageProcessor().save_pretrained(folder)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     config = model.config
     print(
-        f"{args.output}: {config.backbone_config.backbone}{' DC5' if config.dilation else ''}, "
+        f"{args.output}: {model_class.__name__}, {config.backbone_config.backbone}{' DC5' if config.dilation else ''}, "
         f"{config.encoder_layers} + {config.decoder_layers} layers, {config.num_queries} queries, "
         f"{config.num_labels} classes, {parameters:,} parameters"
     )

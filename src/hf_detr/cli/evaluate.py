@@ -1,15 +1,21 @@
-"""`hf-detr evaluate MODEL DATA`: COCO average precision of a model on a data set."""
+"""`hf-detr evaluate MODEL DATA`: COCO average precision, or panoptic quality, of a model on a data set."""
 
 import argparse
 import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ._arguments import add_data_arguments, add_policy_arguments, add_running_arguments, data_options, positive
 from ._errors import about
 from ._outputs import check_output_file
 from ._sources import check_data_source, check_model_source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_detr.evaluation import CocoEvaluator
 
 _PREFERRED_SPLITS = ("test", "validation")
 
@@ -20,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = add_data_arguments(parser)
     group.add_argument("--split", metavar="NAME", help="default: test, else validation, else the only one there is")
     add_policy_arguments(group)
+    parser.add_argument(
+        "--task", choices=("detection", "instance", "panoptic"),
+        help="AP of boxes, AP of masks, or panoptic quality. Default: boxes for a detector; for a model with masks "
+        "panoptic where the data tells things from stuff, else masks",
+    )  # fmt: skip
     parser.add_argument(
         "--max-dets",
         type=positive,
@@ -32,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results", type=Path, metavar="FILE", help="write the detections as COCO results, with the data's own ids"
     )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="write a page: curves, confusion, errors, the worst images"
+    )
     add_running_arguments(parser)
 
 
@@ -40,19 +54,20 @@ def run(args: argparse.Namespace) -> int:
     check_data_source(args.data)
     check_output_file(args.json, "--json")
     check_output_file(args.results, "--results")
+    check_output_file(args.report, "--report")
     from hf_detr.cli._process_memory import keep_freed_memory
     from hf_detr.data.loading import load_detection_dataset
     from hf_detr.data.schema import class_names, original_category_ids
-    from hf_detr.evaluation import CocoEvaluator, evaluate_model
+    from hf_detr.evaluation import CocoEvaluator, evaluate_model, evaluator_of, task_of
 
+    from ..evaluation.tasks import IN_WORDS
     from ._running import choose_device, in_order, load_model, progress_bar, quiet_libraries
 
     quiet_libraries()
     device = choose_device(args.device)
     if device.type == "cpu":
         keep_freed_memory()
-    evaluator_arguments = {"max_dets": tuple(args.max_dets)}
-    CocoEvaluator(**evaluator_arguments)  # its errors before the work, not after
+    CocoEvaluator(max_dets=args.max_dets)  # its errors before the work, not after
     policies = {"on_bad_box": args.on_bad_box, "on_bad_image": args.on_bad_image}
     with about(args.data, "see hf-detr check"):
         splits = load_detection_dataset(args.data, args.format, splits=args.split, **policies, **data_options(args))
@@ -65,7 +80,11 @@ def run(args: argparse.Namespace) -> int:
     if unused:
         warnings.warn(f"{_few(unused)}: classes of the model that the data has not; their detections are left out.")
 
-    evaluator = CocoEvaluator(names, **evaluator_arguments)
+    task = args.task or task_of(model, dataset)
+    _check_task(args, task, model, dataset)
+    if task == "panoptic":
+        _know_stuff(processor, model, dataset, class_of_label)
+    evaluator = evaluator_of(task, names, args.max_dets)
     with progress_bar(len(dataset), f"evaluate {split}") as bar:
         evaluate_model(
             model,
@@ -78,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
             # threads rather than processes: decoding and resizing leave the interpreter to others
             read=lambda load, batches: in_order(load, batches, args.threads),
         )
-    print(f"{args.model} on {args.data}, split {split!r}\n")
+    kind = "" if task == "detection" else f", {IN_WORDS[task]}"
+    print(f"{args.model} on {args.data}, split {split!r}{kind}\n")
     print(evaluator.table())
     if args.json:
         with about(args.json, "name another file"):
@@ -88,7 +108,71 @@ def run(args: argparse.Namespace) -> int:
         with about(args.results, "name another file"):
             evaluator.write_results(args.results, original_category_ids(dataset))
         print(f"\nwritten: {args.results}")
+    if args.report:
+        with about(args.report, "name another file"):
+            write_page(args.report, f"{args.model} on {args.data}, split {split}", evaluator, dataset)
+        print(f"\nwritten: {args.report}")
     return 0
+
+
+_SHOWN = 24  # images of the page
+
+
+def write_page(path: Path, title: str, evaluator: "CocoEvaluator", dataset: "Dataset") -> None:
+    """The page of --report, with the worst images drawn."""
+    from datasets import Image
+
+    from hf_detr.data.transform import decode_image
+    from hf_detr.evaluation.analysis import analyse
+    from hf_detr.visualization import draw_detections
+    from hf_detr.visualization.report_page import write_report
+
+    analysis = analyse(evaluator)
+    threshold, names = analysis.overall.threshold or 0.0, dict(enumerate(analysis.class_names))
+    kept = dict(zip(evaluator.image_ids(), evaluator.images(), strict=True))
+    place = {image_id: index for index, image_id in enumerate(dataset["image_id"])}
+    undecoded = dataset.cast_column("image", Image(decode=False))
+    drawings = []
+    for image_id in analysis.worst[:_SHOWN]:
+        row, (boxes, scores, labels) = undecoded[place[image_id]], kept[image_id].detections
+        found = {"boxes": boxes, "scores": scores, "labels": labels}
+        wrong, missed = analysis.image_errors[image_id]
+        name = Path(row["image"].get("path") or f"image {image_id}").name
+        drawing = draw_detections(decode_image(row), found, names, threshold, targets=row, enlarge=False)
+        drawings.append((f"{name}: {wrong} wrong, {missed} missed", drawing))
+    write_report(analysis, path, title, drawings)
+
+
+def _check_task(args: argparse.Namespace, task: str, model: Any, dataset: Any) -> None:
+    """Raises ValueError for what the model or the data have not."""
+    from hf_detr.data.schema import has_masks, is_panoptic
+    from hf_detr.evaluation.tasks import has_mask_head
+
+    if task == "detection":
+        return
+    if not has_mask_head(model):
+        raise ValueError(f"--task {task}: {args.model} is a detector without masks; take --task detection.")
+    if not has_masks(dataset):
+        raise ValueError(f"{args.data}: no object has a mask to compare with; --task detection compares the boxes.")
+    if task == "panoptic" and not is_panoptic(dataset):
+        raise ValueError(
+            f"--task panoptic: {args.data} does not say what is thing and what is stuff; take --task instance."
+        )
+    if task == "panoptic" and args.results:
+        raise ValueError("--results writes detections; `hf-detr predict` writes panoptic segments.")
+    if args.report:
+        raise ValueError("--report is of boxes; take --task detection.")
+
+
+def _know_stuff(processor: Any, model: Any, dataset: Any, class_of_label: Mapping[int, int]) -> None:
+    """Tells the processor which of the model's classes are stuff, where neither it nor the model knows."""
+    from hf_detr.data.schema import stuff_ids
+
+    if processor.label_ids_to_fuse is None:
+        processor.label_ids_to_fuse = model.config.label_ids_to_fuse
+    if processor.label_ids_to_fuse is None:
+        stuff = set(stuff_ids(dataset))
+        processor.label_ids_to_fuse = [label for label, category in class_of_label.items() if category in stuff]
 
 
 def choose_split(splits: Sequence[str]) -> str:

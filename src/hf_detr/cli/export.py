@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from hf_detr.cli._running import load_model, quiet_libraries
+    from hf_detr.evaluation.tasks import has_mask_head
     from hf_detr.export import export_model
 
     quiet_libraries()
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     check_model_source(args.model)
     output = args.output or Path(f"{Path(args.model).name}-{args.format}")
     model, processor = load_model(args.model, torch.device("cpu"))
+    if has_mask_head(model):
+        raise ValueError(f"{args.model} has masks, which export does not write; name a detector.")
     try:
         worst = export_model(
             model,

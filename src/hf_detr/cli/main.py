@@ -20,7 +20,8 @@ from ._errors import in_one_line
 _COMMANDS = {
     "check": "report what a data set holds and every problem in it",
     "train": "fine-tune a detector on a data set, or train a new one",
-    "evaluate": "measure COCO average precision of a model on a data set",
+    "evaluate": "measure COCO average precision, or panoptic quality, of a model on a data set",
+    "compare": "measure several models on one data set, and whether they differ by more than chance",
     "predict": "find the objects in images and videos, as JSON and drawn",
     "demo": "train a small DETR on generated scenes: a check that everything works",
     "export": "write a detector as ONNX, OpenVINO, ExecuTorch or torch.export, checked against the model",

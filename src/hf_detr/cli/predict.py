@@ -12,7 +12,9 @@ predictions.json is a list, as COCO's tools read results: image_id, category_id,
 pixels of the upright image), score; and beside them file_name and category. An image_id is the number in the file's
 name where all names are numbers, else the place in the list. Of a video, NAME.json has an entry a frame: frame (from
 0), time_s, and the detections. Both are written after each image and are whole at any moment: Ctrl-C keeps what was
-found. Exit code 1: some images could not be read or written, and are named.
+found. A model with masks adds `segmentation`, COCO's compressed run-length encoding; a panoptic one also writes
+panoptic.json and the maps panoptic/*.png, as COCO's panoptic format has them. Exit code 1: some images could not be
+read or written, and are named.
 """
 
 
@@ -81,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     if videos:
         from . import _video  # noqa: F401  # says what is missing, before the work
     # a video's JSON must not be that of the images
-    drawings = [args.output / name for name in drawing_names([*images, *videos], taken=["predictions.mp4"])]
+    taken = ["predictions.mp4", "panoptic.mp4"]
+    drawings = [args.output / name for name in drawing_names([*images, *videos], taken)]
     args.output.mkdir(parents=True, exist_ok=True)
 
     from hf_detr.cli._process_memory import keep_freed_memory

@@ -53,9 +53,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the training images, to evaluate on where the data has no other split (default 0.1)",
     )  # fmt: skip
 
+    parser.add_argument(
+        "--task", choices=("detection", "instance", "panoptic"),
+        help="boxes; or masks of objects; or segments of things and stuff. Default: panoptic where the data tells them "
+        "apart, instance where the model to start from has masks, else detection",
+    )  # fmt: skip
     model = parser.add_argument_group("what to start from")
     model.add_argument(
         "--model", metavar="CHECKPOINT", help=f"a whole DETR, Hub name or folder (default: {_CHECKPOINT}); or else:"
+    )
+    model.add_argument(
+        "--freeze-detector",
+        action="store_true",
+        help="of --model, trained on the boxes of this data, learn masks alone",
     )
     model.add_argument("--backbone", metavar="NAME", help="a fresh DETR on this timm network, such as resnet50")
     model.add_argument("--pretrained-backbone", action="store_true", help="the backbone starts from timm's weights")
@@ -175,6 +185,7 @@ def train(args: argparse.Namespace) -> int:
     from ._process_memory import keep_freed_memory
     from ._run_folder import write_run_folder
     from ._running import choose_device, quiet_libraries
+    from ._task import decide_task
     from ._training import (
         build_model,
         check_reporter,
@@ -197,7 +208,8 @@ def train(args: argparse.Namespace) -> int:
     with about(args.data, "see hf-detr check"):
         report = None if args.no_check else print_report(args, data_options(args))
         splits = load_splits(args, data_options(args))
-    model, processor = build_model(args, splits.train, checkpoint)
+    decide_task(args, splits.by_name, report)
+    model, processor = build_model(args, splits, checkpoint)
     if args.batch_size == "auto":
         args.batch_size = decide_batch_size(args, model, processor, splits.train)
     if not checkpoint:
@@ -229,6 +241,8 @@ def _check_together(args: argparse.Namespace) -> None:
         if shaping:
             raise ValueError(f"{', '.join(shaping)}: only for a fresh model; name its --backbone, such as resnet50.")
         args.model = args.model or _CHECKPOINT
+    elif args.freeze_detector:
+        raise ValueError("--freeze-detector: a fresh model's detector has nothing to keep; name a --model.")
     elif args.model:
         raise ValueError("--model is a whole detector with its backbone; leave out one of --model and --backbone.")
     if args.epochs is None and args.time_limit is None and args.max_steps is None:

@@ -130,3 +130,31 @@ def check_timm(name: Any, timm_kwargs: Any) -> None:
             f"timm_kwargs describe the architecture alone, and {', '.join(refused)} does not. Channels, stages and "
             "stride belong in backbone_config; load weights of your own into model.backbone.model once it is made."
         )
+
+
+def check_backbone(config: Any) -> None:
+    """Raises ValueError where the backbone of a `DetrConfig` and its other fields contradict each other."""
+    backbone = config.backbone_config
+    is_timm = backbone.model_type == "timm_backbone"
+    if is_timm:
+        check_timm(backbone.backbone, config.timm_kwargs)
+    if config.timm_kwargs and not is_timm:
+        raise ValueError(f"timm_kwargs={config.timm_kwargs} needs a timm backbone, not {backbone.model_type!r}.")
+    if config.dilation and not is_timm:
+        raise ValueError(
+            f"dilation=True needs a timm backbone, not {backbone.model_type!r}; "
+            "set dilation=False, or backbone='resnet50'."
+        )
+    stride = getattr(backbone, "output_stride", None) if is_timm else None
+    if config.dilation and stride not in (8, 16):
+        raise ValueError(
+            f"dilation=True contradicts backbone_config.output_stride={stride}; set it to 16, or dilation=False."
+        )
+    channels = getattr(backbone, "num_channels", config.num_channels)
+    if channels != config.num_channels:
+        if config.num_channels != 3:
+            raise ValueError(
+                f"num_channels={config.num_channels} contradicts backbone_config.num_channels={channels}; "
+                "set both to the channels of your images."
+            )
+        config.num_channels = channels  # only the backbone's was set

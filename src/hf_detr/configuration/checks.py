@@ -2,8 +2,12 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from os import PathLike
 from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
 
 _MOST = 2**31 - 1  # what a tensor's side can have
 _MOST_LAYERS = 1_000
@@ -42,3 +46,12 @@ def is_label_map(value: Any) -> bool:
 def next_multiple(value: int, step: int) -> int:
     """The least multiple of `step` that is not below `value`."""
     return -(-value // step) * step
+
+
+@contextmanager
+def errors_name(source: str | PathLike) -> Iterator[None]:
+    """What goes wrong while `source` is read becomes a ValueError that begins with its name."""
+    try:
+        yield
+    except (ValueError, TypeError, RecursionError, StrictDataclassError) as error:
+        raise ValueError(f"{source}: {error}") from error

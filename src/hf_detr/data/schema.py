@@ -114,6 +114,12 @@ def has_masks(dataset: Any) -> bool:
     return any("segmentation" in (_object_fields(one) or ()) for one in _splits_of(dataset))
 
 
+def is_panoptic(dataset: Any) -> bool | None:
+    """Whether objects say if they are things or stuff (objects.is_thing); None where the columns are not known."""
+    fields = [_object_fields(one) for one in _splits_of(dataset)]
+    return None if None in fields else any("is_thing" in one for one in fields)
+
+
 def stuff_ids(dataset: Any) -> list[int]:
     """The class ids of stuff, ascending: those of objects that are no things. Reads the objects of all splits."""
     found: set[int] = set()

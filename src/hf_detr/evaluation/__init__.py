@@ -7,3 +7,6 @@ from .evaluator import evaluate_detections as evaluate_detections
 from .evaluator import evaluate_model as evaluate_model
 from .panoptic import PanopticEvaluator as PanopticEvaluator
 from .semantic import SemanticEvaluator as SemanticEvaluator
+from .tasks import TASKS as TASKS
+from .tasks import evaluator_of as evaluator_of
+from .tasks import task_of as task_of

@@ -52,7 +52,7 @@ class CocoEvaluator(ImageEvaluator):
     `class_names`: names by class id, as a list or {id: name}; then a label outside them is an error. None takes the
     labels as they come and calls them by number. `max_dets`: the numbers of detections per image and class that are
     looked at; the largest holds for every AP. `iou_thresholds`: in (0, 1], None for COCO's 0.50, 0.55, ..., 0.95.
-    `iou_type`: "bbox" compares boxes, "segm" masks.
+    `iou_type`: "bbox" compares boxes, "segm" masks. `score_threshold`: detections that `post_process` leaves out.
 
         evaluator = CocoEvaluator(class_names=model.config.id2label)
         for batch in loader:
@@ -71,10 +71,11 @@ class CocoEvaluator(ImageEvaluator):
         max_dets: Sequence[int] = (1, 10, 100),
         iou_thresholds: Sequence[float] | None = None,
         iou_type: str = "bbox",
+        score_threshold: float = 0.0,
     ):
         if iou_type not in IOU_TYPES:
             raise ValueError(f"iou_type={iou_type!r}: expected 'bbox' for boxes or 'segm' for masks.")
-        self.iou_type = iou_type
+        self.iou_type, self.score_threshold = iou_type, score_threshold
         self.max_dets = _max_dets(max_dets)
         self.iou_thresholds = _iou_thresholds(iou_thresholds)
         super().__init__(class_names)
@@ -128,10 +129,11 @@ class CocoEvaluator(ImageEvaluator):
         return super().compute()
 
     def post_process(self, processor: Any, outputs: Any, target_sizes: Any, processed_sizes: Any) -> list[dict]:
-        """The results that `update` takes, of a model's outputs and no threshold."""
+        """The results that `update` takes, of a model's outputs."""
+        options = {"threshold": self.score_threshold, "target_sizes": target_sizes}
         if self.iou_type == "bbox":
-            return processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=target_sizes)
-        return processor.post_process_masks(outputs, target_sizes=target_sizes, processed_sizes=processed_sizes)
+            return processor.post_process_object_detection(outputs, **options)
+        return processor.post_process_masks(outputs, processed_sizes=processed_sizes, **options)
 
     def table(self) -> str:
         """The metrics as plain text: a summary, and a row a class."""
@@ -172,6 +174,15 @@ class CocoEvaluator(ImageEvaluator):
             file.write("\n]\n")
         return written
 
+    def images(self) -> list[Image]:
+        """What is kept of the images, in the order of `image_ids()`."""
+        return self._in_order()
+
+    def names(self) -> dict[int, str]:
+        """Class names by id, ascending; the numbers that were seen where no names were given."""
+        both = [part.labels for image in self._images.values() for part in (image.detections, image.targets)]
+        return self._class_names(np.unique(np.concatenate(both)).tolist() if both else ())
+
     def _check(self, image: Image, place: str) -> None:
         self._check_labels(image.detections.labels.tolist(), f"{place}: a detection")
         self._check_labels(image.targets.labels.tolist(), f"{place}: a target")
@@ -193,9 +204,7 @@ class CocoEvaluator(ImageEvaluator):
         )
 
     def _evaluate(self) -> dict:
-        images = self._in_order()
-        both = [part.labels for image in images for part in (image.detections, image.targets)]
-        names = self._class_names(np.unique(np.concatenate(both)).tolist() if both else ())
+        images, names = self.images(), self.names()
         class_ids = np.array(list(names), dtype=np.int64)
         num_targets, num_detections = np.zeros(len(names), int), np.zeros(len(names), int)
         for image in images:
@@ -243,7 +252,7 @@ class CocoEvaluator(ImageEvaluator):
             categories = [{"id": k, "name": str(k)} for k in group.tolist()]
             stream = StreamingEval(categories, iou_type=self.iou_type, params=params)
             for start in range(0, len(images), _IMAGES_AT_ONCE):
-                stream.update(*_as_coco(images[start : start + _IMAGES_AT_ONCE], start, class_ids, group))
+                stream.update(*as_coco(images[start : start + _IMAGES_AT_ONCE], start, class_ids, group))
             evaluation = stream.finalize()
             evaluation.accumulate()
             counted = evaluation.eval
@@ -252,7 +261,7 @@ class CocoEvaluator(ImageEvaluator):
         return precision, recall
 
 
-def _as_coco(
+def as_coco(
     images: Sequence[Image], start: int, class_ids: NDArray, group: NDArray
 ) -> tuple[list[dict], list[dict], NDArray | list[dict]]:
     """Of the classes in `group`: images, annotations, and detections, (N, 7) image, xywh px, score, class, or dicts.

@@ -5,13 +5,13 @@ from typing import Any, Protocol
 
 import torch
 from datasets import Dataset, IterableDataset
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.collator import DetectionCollator
 from ..data.schema import class_names
 from ..data.streams import share_of_stream, useful_workers
-from ..data.transform import DetectionTransform, transform_dataset
+from ..data.transform import TARGET_COLUMNS, DetectionTransform, transform_dataset
 from .batches import CollateWithTargets, SameSizeBatches, check_image_ids, processed_sizes_hw, unpadded
 from .coco import CocoEvaluator
 
@@ -90,7 +90,7 @@ def evaluate_model(
         options |= {"collate_fn": CollateWithTargets(collate), "num_workers": useful_workers(samples, num_workers)}
         loaded: Iterable[dict] = DataLoader(samples, batch_size=batch_size, **options)
     else:
-        columns = [name for name in ("image_id", "objects", "width", "height") if name in dataset.column_names]
+        columns = [name for name in TARGET_COLUMNS if name in dataset.column_names]
         rows = dataset.with_format(None).select_columns(columns)
         sizes_hw = processed_sizes_hw(dataset, transform)
         share = SameSizeBatches(len(dataset), batch_size, sizes_hw, process_index, num_processes)
@@ -131,17 +131,6 @@ def evaluate_model(
     if streams:
         check_image_ids(evaluator.num_duplicates)
     return evaluator
-
-
-def finite_detections(
-    processor: Any, outputs: Any, sizes_hw: Any, images: Sequence | None = None, threshold: float = 0.0
-) -> list[dict[str, Tensor]]:
-    """`post_process_object_detection` of finite outputs; without a threshold, for AP is made of the low scores too.
-
-    Raises ValueError as `check_finite` does.
-    """
-    check_finite(outputs, images)
-    return processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes_hw)
 
 
 def check_finite(outputs: Any, images: Sequence | None = None) -> None:

@@ -102,8 +102,12 @@ class ImageEvaluator:
         self._unshared_duplicates += len(images) - len(new)
         self._computed = None
 
+    def image_ids(self) -> list[int]:
+        """Of the images seen, ascending."""
+        return sorted(self._images)
+
     def _in_order(self) -> list[Any]:
-        return [self._images[image_id] for image_id in sorted(self._images)]
+        return [self._images[image_id] for image_id in self.image_ids()]
 
     def _check_labels(self, labels: Iterable[int], place: str) -> None:
         seen = set(labels)

@@ -38,6 +38,23 @@ class Normalisers:
 
 
 @dataclass(frozen=True)
+class SetLosses:
+    """What the bipartite loss gives.
+
+    Attributes:
+        loss: () the weighted sum to train on.
+        parts: its parts, by name; see `SetCriterion`.
+        matches: the assignment of the last layer's object queries, its rows of (M,) alone.
+        num_boxes: what sums over objects are divided by.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    matches: Matches
+    num_boxes: Tensor | float
+
+
+@dataclass(frozen=True)
 class SetCriterion:
     """The bipartite loss: matches predictions with objects, then compares the pairs.
 
@@ -61,7 +78,12 @@ class SetCriterion:
             config.eos_coefficient,
         )
 
-    def __call__(
+    def __call__(self, *args, **kwargs) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its parts alone; arguments as for `losses`."""
+        losses = self.losses(*args, **kwargs)
+        return losses.loss, losses.parts
+
+    def losses(
         self,
         logits: Tensor,
         boxes_cxcywh: Tensor,
@@ -73,8 +95,8 @@ class SetCriterion:
         num_items_in_batch: Tensor | int | None = None,
         num_images_in_batch: Tensor | int | None = None,
         num_matched_in_batch: Tensor | int | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum to train on, and its parts.
+    ) -> SetLosses:
+        """The weighted sum to train on, its parts, and what they were made from.
 
         Args:
             logits: (L, B, Q, C + 1); the last layer's come last. With `query_groups` or `noised` the queries of the
@@ -93,7 +115,7 @@ class SetCriterion:
                 they are estimated from this pass.
 
         Returns:
-            the loss, and a dict of `loss_ce`, `loss_bbox`, `loss_giou` (unweighted), `cardinality_error` and
+            `SetLosses`, whose `parts` are `loss_ce`, `loss_bbox`, `loss_giou` (unweighted), `cardinality_error` and
             `class_error` (in percent, only of the last layer), the two errors without gradient; names ending in `_l`
             for the layers before the last. With groups `loss_groups`, with denoising queries `loss_denoising`, and with
             cells `loss_encoder`: their weighted sums (over layers), as they are in the loss.
@@ -153,7 +175,8 @@ class SetCriterion:
             for layer in range(last):
                 loss_dict.update({f"{name}_{layer}": values[layer] for name, values in parts.items()})
             loss_dict.update(auxiliary)
-            return sum(auxiliary.values(), loss), loss_dict
+            of_last_layer = Matches(matches.query[last], matches.target[last])
+            return SetLosses(sum(auxiliary.values(), loss), loss_dict, of_last_layer, normalisers.boxes)
 
     def _weighted(self, parts: dict[str, Tensor]) -> Tensor:
         boxes = self.bbox_loss_coefficient * parts["loss_bbox"] + self.giou_loss_coefficient * parts["loss_giou"]

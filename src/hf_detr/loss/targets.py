@@ -19,23 +19,37 @@ class Targets:
         boxes_cxcywh: (N, 4) float32, in [0, 1] of the visible image.
         image_index: (N,) int64, the image of each object.
         sizes: the number of objects of each of the B images, on the host.
+        masks: where they were asked for, B of (T, h, w) bool, True on the object; they lie at the top left of the
+            canvas and may end with the visible image.
     """
 
     class_labels: Tensor
     boxes_cxcywh: Tensor
     image_index: Tensor
     sizes: tuple[int, ...]
+    masks: tuple[Tensor, ...] | None = None
 
     @property
     def num_boxes(self) -> int:
         return sum(self.sizes)
 
 
-def pack_targets(labels: Sequence[Mapping[str, Tensor]], batch_size: int, device: torch.device) -> Targets:
+def pack_targets(
+    labels: Sequence[Mapping[str, Tensor]],
+    batch_size: int,
+    device: torch.device,
+    mask_canvas_hw: tuple[int, int] | None = None,
+    is_padded: bool = True,
+) -> Targets:
     """Label dicts (`class_labels` (T,), `boxes` (T, 4) cxcywh in [0, 1]; other keys are ignored) -> `Targets`.
 
     Only what the host knows is checked here (types, keys, shapes). Values are checked in `HungarianMatcher`, where they
     come to the host anyway.
+
+    Args:
+        mask_canvas_hw: the size of `pixel_values` where `masks` (T, h, w) are wanted as well: 0 off the object, any
+            other whole number on it, of the size of the image without its padding, or padded as the image.
+        is_padded: whether images may be smaller than that.
 
     Raises:
         TypeError: not a list of dicts of tensors.
@@ -51,10 +65,15 @@ def pack_targets(labels: Sequence[Mapping[str, Tensor]], batch_size: int, device
     for index, label in enumerate(labels):
         _check_one(label, index)
     sizes = tuple(len(label["class_labels"]) for label in labels)
+    masks = None
+    if mask_canvas_hw is not None:
+        for index, label in enumerate(labels):
+            _check_masks(label, index, mask_canvas_hw, is_padded)
+        masks = tuple(label["masks"].to(device, non_blocking=True) != 0 for label in labels)
     image_index = to_device(np.repeat(np.arange(batch_size), sizes), device)
     if not labels:
         nothing = torch.zeros(0, dtype=torch.int64, device=device)
-        return Targets(nothing, torch.zeros(0, 4, dtype=torch.float32, device=device), image_index, sizes)
+        return Targets(nothing, torch.zeros(0, 4, dtype=torch.float32, device=device), image_index, sizes, masks)
     return Targets(
         class_labels=torch.cat([label["class_labels"] for label in labels]).to(device, torch.int64, non_blocking=True),
         boxes_cxcywh=torch.cat([label["boxes"].reshape(-1, 4) for label in labels]).to(
@@ -62,6 +81,7 @@ def pack_targets(labels: Sequence[Mapping[str, Tensor]], batch_size: int, device
         ),
         image_index=image_index,
         sizes=sizes,
+        masks=masks,
     )
 
 
@@ -96,4 +116,31 @@ def _check_one(label: Mapping[str, Tensor], index: int) -> None:
         raise ValueError(
             f"labels[{index}]['boxes'] is {boxes.dtype}: boxes are (centre x, centre y, width, height) as fractions of "
             "the image, in a floating-point dtype; divide pixels by the image's width and height."
+        )
+
+
+def _check_masks(label: Mapping[str, Tensor], index: int, canvas_hw: tuple[int, int], is_padded: bool) -> None:
+    location, count = f"labels[{index}]['masks']", len(label["class_labels"])
+    if "masks" not in label:
+        raise ValueError(
+            f"labels[{index}] has no 'masks', only {sorted(label)}; segmentations give them, or train "
+            "DetrForObjectDetection, which needs none."
+        )
+    masks = label["masks"]
+    if not isinstance(masks, Tensor):
+        raise TypeError(f"{location} must be a tensor, not {type(masks).__name__}.")
+    if masks.is_floating_point() and masks.numel():
+        raise ValueError(f"{location} is {masks.dtype}: masks are bool or whole numbers; compare them with 0.5.")
+    if (masks.ndim != 3 or len(masks) != count) and not (masks.numel() == 0 and count == 0):
+        raise ValueError(
+            f"{location} must have the shape ({count}, height, width), one mask per class label, not "
+            f"{tuple(masks.shape)}."
+        )
+    size_hw = tuple(masks.shape[1:])
+    fits = size_hw == canvas_hw or (is_padded and size_hw[0] <= canvas_hw[0] and size_hw[1] <= canvas_hw[1])
+    if count and not fits:
+        raise ValueError(
+            f"{location} has the size {size_hw}, pixel_values {canvas_hw}"
+            + (": masks lie within their image." if is_padded else ", and no pixel_mask says that they are padded.")
+            + " Resize masks with their image, as the image processor does."
         )

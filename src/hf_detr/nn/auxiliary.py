@@ -8,6 +8,7 @@ A loss for the encoder's cells: see `loss.encoder_loss`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,3 +119,36 @@ class TrainingOnly(nn.Module):
         super().__init__()
         self.queries = queries
         self.encoder_head = encoder_head
+
+    @classmethod
+    def from_config(cls, config: Any) -> "TrainingOnly | None":
+        """What a `DetrConfig` asks for; None where that is nothing."""
+        queries, head = None, None
+        if config.query_groups > 1 or config.denoising_queries:
+            denoises = config.denoising_queries > 0
+            queries = TrainingQueries(
+                config.d_model, config.num_queries, config.query_groups, config.num_labels, denoises
+            )
+        if config.encoder_auxiliary_loss:
+            head = EncoderHead(config.d_model, config.num_labels)
+        return None if queries is None and head is None else cls(queries, head)
+
+    def keep_parts_of(self, old: "TrainingOnly | None", num_queries: int) -> None:
+        """Takes over the trained parts that both have."""
+        if old is None:
+            return
+        if None not in (self.encoder_head, old.encoder_head):
+            self.encoder_head = old.encoder_head
+        if None in (self.queries, old.queries):
+            return
+        new_queries, old_queries = self.queries, old.queries
+        if None not in (new_queries.label_contents, old_queries.label_contents):
+            new_queries.label_contents = old_queries.label_contents
+            new_queries.box_positions = old_queries.box_positions
+        if None not in (new_queries.group_positions, old_queries.group_positions):
+            width = new_queries.group_positions.embedding_dim
+            rows, old_rows = (
+                q.group_positions.weight.view(q.num_groups - 1, -1, width) for q in (new_queries, old_queries)
+            )
+            groups, queries = min(len(rows), len(old_rows)), min(num_queries, old_rows.shape[1])
+            rows[:groups, :queries] = old_rows[:groups, :queries]

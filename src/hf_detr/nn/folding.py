@@ -32,7 +32,7 @@ def fold_norms(network: nn.Module) -> dict[str, nn.Module]:
             continue
         for convolution_name, norm_name in _pairs(part):
             convolution, norm = part.get_submodule(convolution_name), part.get_submodule(norm_name)
-            if type(convolution) in _FOLDABLE and type(norm) is FrozenBatchNorm2d and _is_plain(convolution, norm):
+            if type(convolution) in _FOLDABLE and type(norm) is FrozenBatchNorm2d and is_plain(convolution, norm):
                 part.set_submodule(convolution_name, _folded(convolution, norm))
                 part.set_submodule(norm_name, _rest_of(norm))
                 prefixed = f"{prefix}." if prefix else ""
@@ -79,7 +79,7 @@ def _rest_of(norm: FrozenBatchNorm2d) -> nn.Module:
     return rest[0] if len(rest) == 1 else nn.Sequential(*rest) if rest else nn.Identity()
 
 
-def _is_plain(*modules: nn.Module) -> bool:
+def is_plain(*modules: nn.Module) -> bool:
     """Whether modules do what their class says, with weights in memory."""
     return not any(
         module._forward_hooks

@@ -20,6 +20,9 @@ def initialize(module: nn.Module) -> None:
             initialization.zeros_(module.bias)
         else:
             initialization.uniform_(module.bias, *_pytorch_bounds(module))
+    elif getattr(module, "starts_kaiming", False):  # the mask head's
+        initialization.kaiming_uniform_(module.weight, a=1)
+        initialization.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d) and module.bias is None:  # a backbone's, missing in the checkpoint
         initialization.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, (nn.Linear, nn.Conv2d)):

@@ -1,11 +1,20 @@
-"""Attention masks in the form that is added to the scores."""
+"""Masks of padding and of queries, and attention masks in the form that is added to the scores."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .auxiliary import ExtraQueries
 
 # B images, Q queries
+
+
+def cells_on_image(pixel_mask: Tensor | None, height: int, width: int) -> Tensor | None:
+    """(B, image height, image width), 1 on image -> (B, height, width) bool, True for cells of the feature map on it;
+    None for None."""
+    if pixel_mask is None:
+        return None
+    return F.interpolate(pixel_mask[None].float(), size=(height, width))[0].bool()
 
 
 def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:

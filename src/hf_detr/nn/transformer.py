@@ -48,10 +48,10 @@ class Attention(nn.Module):
         self.head_dim = d_model // num_heads
         self.dropout = dropout
         # published as one (3 D, D) matrix, whose Xavier bound is smaller than that of its thirds
-        self.q_proj = _xavier_linear(d_model, d_model, gain=2**-0.5)
-        self.k_proj = _xavier_linear(d_model, d_model, gain=2**-0.5)
-        self.v_proj = _xavier_linear(d_model, d_model, gain=2**-0.5)
-        self.out_proj = _xavier_linear(d_model, d_model)
+        self.q_proj = xavier_linear(d_model, d_model, gain=2**-0.5)
+        self.k_proj = xavier_linear(d_model, d_model, gain=2**-0.5)
+        self.v_proj = xavier_linear(d_model, d_model, gain=2**-0.5)
+        self.out_proj = xavier_linear(d_model, d_model)
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, attend: AttentionFunction
@@ -81,8 +81,8 @@ class _Layer(GradientCheckpointingLayer):
         self.dropout = dropout
         self.activation_dropout = activation_dropout
         self.activation = activation
-        self.fc1 = _xavier_linear(d_model, ffn_dim, without_bias=False)
-        self.fc2 = _xavier_linear(ffn_dim, d_model, without_bias=False)
+        self.fc1 = xavier_linear(d_model, ffn_dim, without_bias=False)
+        self.fc2 = xavier_linear(ffn_dim, d_model, without_bias=False)
         self.final_layer_norm = nn.LayerNorm(d_model)
 
     def _feed_forward(self, states: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ class Decoder(nn.Module):
         return after, before, self_attentions, cross_attentions
 
 
-def _xavier_linear(inputs: int, outputs: int, gain: float = 1.0, without_bias: bool = True) -> nn.Linear:
+def xavier_linear(inputs: int, outputs: int, gain: float = 1.0, without_bias: bool = True) -> nn.Linear:
     """A linear layer that says how it starts; the model's `_init_weights` does it."""
     linear = nn.Linear(inputs, outputs)
     linear.xavier_gain = gain

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..configuration_detr import DetrConfig
+
+_OF_BOXES = ("bbox", "giou", "mask", "dice")  # parts that are means over the objects
 Labels = Sequence[Mapping[str, Tensor]]
 Reduce = Callable[[Tensor], Tensor]
 
@@ -77,9 +80,10 @@ class EvaluationLosses:
     divided by, summed, and divided by the sums.
     """
 
-    def __init__(self, num_queries: int, eos: float, bbox: float, giou: float):
-        self.num_queries, self.eos = num_queries, eos
-        self.coefficients = {"loss_ce": 1.0, "loss_bbox": bbox, "loss_giou": giou}
+    def __init__(self, config: DetrConfig):
+        self.num_queries, self.eos = config.num_queries, config.eos_coefficient
+        self.coefficients = {"loss_ce": 1.0}
+        self.coefficients |= {f"loss_{name}": getattr(config, f"{name}_loss_coefficient") for name in _OF_BOXES}
         self._sums: dict[str, Tensor] = {}
         self._counts = {"queries": 0.0, "boxes": 0.0, "images": 0.0, "matched": 0.0}
 
@@ -129,5 +133,5 @@ def _base(name: str) -> str:
 
 
 def _divisor(name: str) -> str:
-    names = {"loss_ce": "queries", "loss_bbox": "boxes", "loss_giou": "boxes", "class_error": "matched"}
+    names = {"loss_ce": "queries", "class_error": "matched", **{f"loss_{part}": "boxes" for part in _OF_BOXES}}
     return names.get(_base(name), "images")

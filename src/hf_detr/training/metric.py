@@ -1,4 +1,4 @@
-"""COCO AP for a plain `transformers.Trainer`."""
+"""COCO AP, of boxes or masks, for a plain `transformers.Trainer`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from transformers import EvalPrediction
 from transformers.utils import ModelOutput
 
 from ..evaluation import CocoEvaluator
-from ..evaluation.evaluator import finite_detections
+from ..evaluation.evaluator import check_finite
 
 
 class CocoMetric:
@@ -22,12 +22,18 @@ class CocoMetric:
     labels of the last batch to the number of its images. So memory stays flat. Two things differ from `evaluate_model`:
     labels do not hold crowd regions, and `Trainer` pads images of several sizes into one batch, which changes the
     outputs; with per_device_eval_batch_size=1 nothing is padded. `evaluator` is the `CocoEvaluator`, for tables
-    and files.
+    and files. `iou_type` is "bbox", or "segm" for the AP of masks.
     """
 
-    def __init__(self, processor: Any, id2label: Mapping[int, str] | Sequence[str], score_threshold: float = 0.0):
-        self.processor, self.score_threshold = processor, score_threshold
-        self.evaluator = CocoEvaluator(id2label)
+    def __init__(
+        self,
+        processor: Any,
+        id2label: Mapping[int, str] | Sequence[str],
+        score_threshold: float = 0.0,
+        iou_type: str = "bbox",
+    ):
+        self.processor = processor
+        self.evaluator = CocoEvaluator(id2label, iou_type=iou_type, score_threshold=score_threshold)
         self._begin = True
 
     def preprocess(self, outputs: Sequence[Any], labels: Sequence[Mapping[str, Tensor]]) -> Tensor:
@@ -45,10 +51,11 @@ class CocoMetric:
                 " leave logits and pred_boxes out of ignore_keys."
             )
         predictions = ModelOutput(logits=tensors[0], pred_boxes=tensors[1])
-        sizes_hw = [label["orig_size"].tolist() for label in labels]
-        ids = [int(label["image_id"]) for label in labels]
-        results = finite_detections(self.processor, predictions, sizes_hw, ids, self.score_threshold)
-        self.evaluator.update(results, labels)
+        if self.evaluator.iou_type == "segm":
+            predictions["pred_masks"] = tensors[2]
+        check_finite(predictions, [int(label["image_id"]) for label in labels])
+        original, processed = ([label[name].tolist() for label in labels] for name in ("orig_size", "size"))
+        self.evaluator.update(self.evaluator.post_process(self.processor, predictions, original, processed), labels)
         return tensors[0].softmax(-1)[..., :-1].amax((1, 2))[:, None]
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:

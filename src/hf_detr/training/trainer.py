@@ -14,7 +14,8 @@ from transformers import Trainer
 from ..data.collator import DetectionCollator
 from ..data.streams import is_stream
 from ..data.verification import drop_bad_images
-from ..evaluation import CocoEvaluator
+from ..evaluation import CocoEvaluator, PanopticEvaluator
+from ..evaluation.tasks import BEST_BY, has_mask_head, task_of
 from .arguments import DetrTrainingArguments
 from .callbacks import EarlyStopping, UpdateAverage
 from .checkpoint_folders import is_whole, last_checkpoint
@@ -22,7 +23,7 @@ from .ema import WeightAverage
 from .health import QueryCollapse, warn_if_not_finite
 from .losses import IntervalLosses
 from .optimizer import parameter_groups
-from .recipes import MODEL_SETTINGS, apply_recipe
+from .recipes import MODEL_SETTINGS, RECIPES, apply_recipe
 from .rows import check_is_transformed, class_problem, count_rows, transform_of, with_box_policy
 from .streams import StreamBatches, TellEpoch
 from .trainer_batches import BatchesMixin
@@ -31,7 +32,8 @@ from .trainer_evaluation import EvaluationMixin
 
 
 class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
-    """Trains a DetrForObjectDetection on rows of `DetectionTransform`; arguments are those of `transformers.Trainer`.
+    """Trains a DetrForObjectDetection or a DetrForSegmentation on rows of `DetectionTransform`; its arguments are those
+    of `transformers.Trainer`.
 
         train = transform_dataset(data["train"], DetectionTransform(processor, augment="paper"))
         test = transform_dataset(data["test"], DetectionTransform(processor))
@@ -45,6 +47,9 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
         - every part of the loss in the log, at the cost of no synchronisation a step;
         - COCO AP (`eval_map`, `eval_map_50`, ...) and `eval_loss` of the whole set, streamed; `evaluator` is the last
           `CocoEvaluator`. Targets are the data set's own rows where there are any, so crowds count as COCO has it;
+        - of a model with masks, whose rows need `DetectionTransform(..., masks=True)`: AP of masks under the same names
+          or, where the data tells things from stuff, panoptic quality (`eval_pq`, `eval_pq_things`, ...), which then
+          chooses the best checkpoint;
         - random augmentation that follows from seed, epoch and image, so that a resumed run is the same run;
           `train(resume_from_checkpoint=True)` takes the newest whole checkpoint;
         - streams (`datasets.IterableDataset`), to train on with `max_steps` and to evaluate on if they end: an epoch is
@@ -55,7 +60,8 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
         - an average of the weights, early stopping, a look at every box before the first step.
 
     `data_collator` is by default a `DetectionCollator`, `processing_class` the processor of the transform. `predict`
-    gives one result dict an image in the order of the data set: image_id, scores, labels, boxes (xyxy, pixels).
+    gives one result dict an image in the order of the data set: image_id, scores, labels, boxes (xyxy, pixels), masks
+    (COCO's encodings) of a model with masks; or of panoptic data segmentation and segments_info.
 
     Raises:
         TypeError: other arguments than `DetrTrainingArguments`.
@@ -109,7 +115,9 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
             transforms = [transform_of(one) for one in checked.values()]
             processing_class = next((one.processor for one in transforms if one is not None), None)
 
-        self.evaluator: CocoEvaluator | None = None
+        if args.metric_for_best_model == "map":  # the default, which says "what this is judged by"
+            args.metric_for_best_model = BEST_BY[task_of(model, eval_dataset)]
+        self.evaluator: CocoEvaluator | PanopticEvaluator | None = None
         self.data_wait_share: float | None = None
         self._waited_s = self._evaluated_s = 0.0
         self._average: WeightAverage | None = None
@@ -141,7 +149,12 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
 
     @staticmethod
     def _apply_recipe(model: nn.Module, args: DetrTrainingArguments) -> None:
-        apply_recipe(model, args.recipe, **{name: getattr(args, name) for name in MODEL_SETTINGS})
+        wanted = {name: getattr(args, name) for name in MODEL_SETTINGS}
+        if getattr(model.config, "freeze_detector", False):  # which has nothing to learn from training-only parts
+            wanted = {
+                name: getattr(RECIPES["paper"], name) if value is None else value for name, value in wanted.items()
+            }
+        apply_recipe(model, args.recipe, **wanted)
 
     def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
         """As in Transformers, with the recipe applied to what it makes."""
@@ -153,6 +166,9 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
     def _checked(name: str, dataset: Any, model: nn.Module | None, args: DetrTrainingArguments) -> Any:
         """The data set, with its boxes under `args.on_bad_box`."""
         check_is_transformed(dataset, name)
+        transform = transform_of(dataset)
+        if has_mask_head(model) and transform is not None and not transform.masks:
+            raise ValueError(f"{name}: the model has masks and the rows none; use DetectionTransform(..., masks=True).")
         config = getattr(model, "config", None)
         problem = class_problem(dataset, config.id2label) if config is not None else None
         if problem is not None:

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from ..checkpoints.card_facts import base_of, card_facts
 from ..checkpoints.model_card import model_card
 from ..checkpoints.stock_check import StockCheck
+from ..evaluation.tasks import task_of
 from ..wording import counted
 from .checkpoint_folders import TRAINED_WEIGHTS, TRAINING_ONLY
 
@@ -104,6 +105,7 @@ class CheckpointMixin:
             },
         )
         if self.evaluator is not None and len(self.evaluator):
+            facts["task"] = task_of(self.model, self.eval_dataset)
             facts["evaluation"] = {"split": "evaluation", "metrics": self.evaluator.compute()}
             if self.state.best_model_checkpoint:
                 facts["evaluation"]["selection_split"] = "evaluation"

@@ -1,4 +1,4 @@
-"""How DetrTrainer evaluates and predicts: batch by batch into a CocoEvaluator, with flat memory."""
+"""How DetrTrainer evaluates and predicts: batch by batch into the evaluator of its task, with flat memory."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..data.schema import stuff_ids
 from ..data.streams import is_stream
-from ..evaluation import CocoEvaluator, evaluate_detections
+from ..evaluation import CocoEvaluator, PanopticEvaluator, evaluate_detections, evaluator_of, task_of
 from ..evaluation.batches import SameSizeBatches, check_image_ids, processed_sizes_hw, unpadded
-from ..evaluation.evaluator import finite_detections
+from ..evaluation.evaluator import check_finite
 from ..image_processing_detr import DetrImageProcessor
 from .health import QueryCollapse
 from .losses import EvaluationLosses
@@ -36,17 +37,14 @@ class EvaluationMixin:
 
         Nothing is padded: a batch of several sizes is divided. In the precision of the training while it runs, outside
         of it in float32, unless `bf16_full_eval` or `fp16_full_eval` is set. ValueError for outputs not finite.
-        Metrics are the numbers of `CocoEvaluator.summary`, `loss` and its parts, under `metric_key_prefix`. With
+        Metrics are the numbers of the evaluator's `summary`, `loss` and its parts, under `metric_key_prefix`. With
         "Prediction" as description, `predictions` is a list of one dict an image, of a stream in the order in which
         processes and workers read it.
         """
         model = self._evaluated_model()
-        config = self.model.config
         processor = self.processing_class or DetrImageProcessor()
-        evaluator = CocoEvaluator(config.id2label, max_dets=self.args.eval_max_detections)
-        losses = EvaluationLosses(
-            config.num_queries, config.eos_coefficient, config.bbox_loss_coefficient, config.giou_loss_coefficient
-        )
+        evaluator = self._new_evaluator(dataloader.dataset)
+        losses = EvaluationLosses(self.model.config)
         collapse, predictions, order, num_images = QueryCollapse(), [], [], 0
         share = dataloader.batch_sampler if isinstance(dataloader.batch_sampler, SameSizeBatches) else None
         rows = _Rows(dataloader.dataset)
@@ -92,9 +90,10 @@ class EvaluationMixin:
             if batch["extra"]:
                 return []
             ids = None if targets is None else [int(target["image_id"]) for target in targets]
-            results = finite_detections(
-                processor, outputs, _sizes_hw(labels, targets), ids, self.args.eval_score_threshold
-            )
+            check_finite(outputs, ids)
+            seen_hw = [label["size"] for label in labels or () if "size" in label]
+            seen_hw = torch.stack(seen_hw) if seen_hw else None
+            results = evaluator.post_process(processor, outputs, _sizes_hw(labels, targets), seen_hw)
             if labels is not None:
                 losses.add(outputs.loss_dict, labels)
             if description == "Prediction":
@@ -128,6 +127,14 @@ class EvaluationMixin:
             metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
             num_samples=sum(gather_object([num_images])),
         )
+
+    def _new_evaluator(self, dataset: Any) -> CocoEvaluator | PanopticEvaluator:
+        """That of the task; what the model does not say of stuff, the data do."""
+        task, config, args = task_of(self.model, dataset), self.model.config, self.args
+        stuff, rows = getattr(config, "label_ids_to_fuse", None), raw_rows(dataset, "objects")
+        if task == "panoptic" and stuff is None and rows is not None:
+            stuff = stuff_ids(rows)
+        return evaluator_of(task, config.id2label, args.eval_max_detections, args.eval_score_threshold, stuff)
 
     def _evaluated_model(self) -> nn.Module:
         """The bare model (a data-parallel wrapping would wait for the others, whose shares differ), or its average."""

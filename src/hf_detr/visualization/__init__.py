@@ -6,3 +6,4 @@ from .detections import draw_detections as draw_detections
 from .detections import save_detections_grid as save_detections_grid
 from .masks import draw_masks as draw_masks
 from .masks import draw_panoptic as draw_panoptic
+from .masks import save_masks_grid as save_masks_grid

@@ -4,7 +4,9 @@ Masks are painted one after the other, each within its own box: time grows with 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from hotcoco import mask as coco_mask
@@ -12,7 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from hf_detr.evaluation.panoptic import Segments, read_truth
-from hf_detr.evaluation.reading import Masks, read_detections, read_masks, to_host
+from hf_detr.evaluation.reading import (
+    Masks,
+    read_detections,
+    read_masks,
+    read_target_masks,
+    read_targets,
+    to_host,
+)
 
 from .canvas import Box, Color, ImageLike, as_rgb, draw_boxes, draw_sheet
 from .detections import class_color
@@ -43,14 +52,7 @@ def draw_masks(
     """
     rgb = as_rgb(image)
     names = {int(label): str(name) for label, name in (id2label or {}).items()}
-    scale = _scale(rgb, enlarge)
-    pixels, boxes = _enlarged(rgb, scale), []
-    for corners, label, score, mask in _instances(detections, threshold, rgb.size[::-1]):
-        color = class_color(label)
-        _paint(pixels, mask, scale, color, _OPACITY, edge=color)
-        corners_px = tuple(float(side) * scale for side in corners)
-        boxes.append(Box(corners_px, _name(names, label), "" if score is None else f"{score:.2f}", color))
-    return draw_boxes(Image.fromarray(pixels), boxes, scale=1)
+    return _with_instances(rgb, _scale(rgb, enlarge), _instances(detections, threshold, rgb.size[::-1]), names)
 
 
 def draw_panoptic(
@@ -70,20 +72,85 @@ def draw_panoptic(
     names = {int(label): str(name) for label, name in (id2label or {}).items()}
     scale = _scale(rgb, enlarge)
     segments = _segments(result, rgb.size[::-1])
-    photograph = _enlarged(rgb, scale)
-    pixels = np.full_like(photograph, _UNLABELLED)
-    counts: dict[int, int] = {}
-    for label, mask in zip(segments.labels.tolist(), _decoded(segments.size_hw, segments.counts), strict=True):
-        seen = counts[label] = counts.get(label, 0) + 1
-        color = _shaded(class_color(label), _SHADES[(seen - 1) % len(_SHADES)])
-        _paint(pixels, mask, scale, color, 1.0, edge=_EDGE)
-    cells = [Image.fromarray(one) for one in (photograph, pixels)]
-    sheet = draw_sheet(cells, ["image", "segments"], columns=2)
+    photograph = _scaled(rgb, scale)
+    cells = [Image.fromarray(photograph), _map_of(segments, photograph)]
     entries = [
         (_name(names, label) + (f" ({count})" if count > 1 else ""), class_color(label))
-        for label, count in sorted(counts.items())
+        for label, count in sorted(Counter(segments.labels.tolist()).items())
     ]
-    return _with_legend(sheet, entries)
+    return _with_legend(draw_sheet(cells, ["image", "segments"], columns=2), entries)
+
+
+def save_masks_grid(
+    images: Sequence[ImageLike],
+    results: Sequence[Mapping],
+    targets: Sequence[Mapping],
+    path: str | Path,
+    id2label: Mapping[int, str] | None = None,
+    threshold: float = 0.0,
+    *,
+    cell_px: int = 320,
+) -> Image.Image:
+    """Draw what was found in several images beside their annotations on one sheet, and write it to `path`; returns it.
+
+    `results`: as for `draw_masks`, or of `post_process_panoptic_segmentation`, which are drawn as maps beside their
+    image. `targets`: rows of the data set, or other targets of `CocoEvaluator` or `PanopticEvaluator`. Every image is
+    scaled to fit a square of `cell_px`. Folders on the way to `path` are made.
+    """
+    if not images or not len(images) == len(results) == len(targets):
+        raise ValueError(f"{len(images)} images, {len(results)} results and {len(targets)} targets; give one an image.")
+    names = {int(label): str(name) for label, name in (id2label or {}).items()}
+    as_maps = any("segments_info" in result for result in results)
+    captions = ["image", "annotation", "found"] if as_maps else ["annotation", "found"]
+    cells, seen = [], set()
+    for i, (image, result, target) in enumerate(zip(images, results, targets, strict=True)):
+        rgb, place = as_rgb(image), f"image {i}"
+        size_hw, scale = rgb.size[::-1], cell_px / max(rgb.size)
+        if as_maps:
+            photograph = _scaled(rgb, scale)
+            both = read_truth(target, size_hw, place), _segments(result, size_hw)
+            cells += [Image.fromarray(photograph), *(_map_of(segments, photograph) for segments in both)]
+            seen |= {label for segments in both for label in segments.labels.tolist()}
+        else:
+            both = _annotated(target, size_hw, place), _instances(result, threshold, size_hw)
+            cells += [_with_instances(rgb, scale, instances, names) for instances in both]
+    columns = len(captions) * (2 if len(images) > 3 else 1)
+    sheet = draw_sheet(cells, captions * len(images), columns)
+    sheet = _with_legend(sheet, [(_name(names, label), class_color(label)) for label in sorted(seen)])
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+    return sheet
+
+
+def _with_instances(rgb: Image.Image, scale: float, instances: Iterable, names: Mapping[int, str]) -> Image.Image:
+    pixels, boxes = _scaled(rgb, scale), []
+    for corners, label, score, mask in instances:
+        color = class_color(label)
+        _paint(pixels, mask, color, _OPACITY, edge=color)
+        corners_px = tuple(float(side) * scale for side in corners)
+        boxes.append(Box(corners_px, _name(names, label), "" if score is None else f"{score:.2f}", color))
+    return draw_boxes(Image.fromarray(pixels), boxes, scale=1)
+
+
+def _map_of(segments: Segments, photograph: NDArray) -> Image.Image:
+    """The segments in the colours of their classes, of the photograph's size."""
+    pixels = np.full_like(photograph, _UNLABELLED)
+    counts: Counter[int] = Counter()
+    for label, mask in zip(segments.labels.tolist(), _decoded(segments.size_hw, segments.counts), strict=True):
+        color = _shaded(class_color(label), _SHADES[counts[label] % len(_SHADES)])
+        counts[label] += 1
+        _paint(pixels, mask, color, 1.0, edge=_EDGE)
+    return Image.fromarray(pixels)
+
+
+def _annotated(target: Mapping, size_hw: tuple[int, int], place: str) -> Iterator[tuple[NDArray, int, None, NDArray]]:
+    """Of a target what `_instances` gives of detections."""
+    [host] = to_host([target], with_masks=True)
+    truth, masks = read_targets(host, place), read_target_masks(host, size_hw, place)
+    for (left, top, width, height), label, mask in zip(
+        truth.boxes_xywh_px, truth.labels.tolist(), _decoded(masks.size_hw, masks.counts), strict=True
+    ):
+        yield np.array([left, top, left + width, top + height]), label, None, mask
 
 
 def _instances(
@@ -141,22 +208,25 @@ def _corners(mask: NDArray) -> NDArray:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) if columns.size else np.zeros(4, int)
 
 
-def _paint(pixels: NDArray, mask: NDArray, scale: int, color: Color, opacity: float, edge: Color) -> None:
-    """Mixes the colour into what the mask (H, W) covers of a canvas (scale H, scale W, 3), and draws its edge."""
+def _paint(pixels: NDArray, mask: NDArray, color: Color, opacity: float, edge: Color) -> None:
+    """Mixes the colour into what the mask covers of a canvas (H, W, 3), to whose size it is brought; draws its edge."""
+    if mask.shape != pixels.shape[:2]:
+        mask = np.array(Image.fromarray(mask).resize(pixels.shape[1::-1], Image.Resampling.NEAREST))
     left, top, right, bottom = _corners(mask)
     if right == left:
         return
-    inside = mask[top:bottom, left:right].astype(bool).repeat(scale, axis=0).repeat(scale, axis=1)
-    part = pixels[scale * top : scale * bottom, scale * left : scale * right]
+    inside = mask[top:bottom, left:right].astype(bool)
+    part = pixels[top:bottom, left:right]
     part[inside] = ((1 - opacity) * part[inside] + opacity * np.array(color)).round()
     around = np.pad(inside, 1)
     core = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
     part[inside & ~core] = edge
 
 
-def _enlarged(image: Image.Image, scale: int) -> NDArray:
+def _scaled(image: Image.Image, scale: float) -> NDArray:
     """(scale H, scale W, 3) uint8."""
-    return np.array(image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC))
+    size_wh = tuple(max(1, round(side * scale)) for side in image.size)
+    return np.array(image.resize(size_wh, Image.Resampling.BICUBIC))
 
 
 def _shaded(color: Color, shade: float) -> Color:
