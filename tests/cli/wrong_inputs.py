@@ -16,6 +16,7 @@ def write_wrong_inputs(root: Path, model: Path) -> dict[str, str]:
     (root / "empty").mkdir()
     (root / "text.txt").write_text("no such thing")
     places["coco"] = write_coco(root / "coco")
+    places["image"] = sorted((root / "coco" / "val2017").glob("*.png"))[0]
     places["file_as_folder"] = places["text"] / "below"
     places["list_json"], places["text_json"], places["blank_json"] = (root / f"{name}.json" for name in "abc")
     for name, content in (("a", "[1]"), ("b", "words"), ("c", "")):
@@ -230,6 +231,20 @@ WRONG = {
     "predict {processor_list} {coco} --output {new}": ["{processor_list}"],
     "predict {model} {coco} --threshold 50": ["--threshold", "50"],
     "predict {model} {coco} --threshold nan": ["--threshold", "nan"],
+    # one image explained
+    "explain {absent} --model {model} -o {new}.html": ["{absent}", "no such"],
+    "explain {text} --model {model} -o {new}.html": ["{text}", "not an image"],
+    "explain {coco} --model {model} -o {new}.html": ["{coco}"],
+    "explain {image} --model {absent}": ["{absent}"],
+    "explain {image} --model {cut} -o {new}.html": ["{cut}/model.safetensors"],
+    "explain {image} --model {not_a_number} -o {new}.html": ["{image}", "NaN"],
+    "explain {image}": ["--model"],
+    "explain {image} --model {model} -o {image}": ["--output {image}", ".html"],
+    "explain {image} --model {model} -o {file_as_folder}.html": ["--output {file_as_folder}.html"],
+    "explain {image} --model {model} -o {new}.html --point 500 1": ["--point 500 1", "{image}"],
+    "explain {image} --model {model} -o {new}.html --point a b": ["--point", "a"],
+    "explain {image} --model {model} -o {new}.html --threshold 2": ["--threshold", "2"],
+    "explain {image} --model {model} -o {new}.html --queries-over {absent}": ["{absent}"],
     # checkpoints of the original
     "convert {absent} {new}": ["{absent}"],
     "convert {coco} {new}": ["{coco}", "folder"],

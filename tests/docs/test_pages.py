@@ -115,6 +115,16 @@ def test_the_inference_page_runs(in_data_folder):
     assert set(names["found"]) == {"scores", "labels", "boxes"}
 
 
+def test_the_page_on_seeing_inside_runs(in_data_folder):
+    names: dict = {}
+    [block] = blocks("explain.md", "python")
+    exec(block, names)
+    assert names["attention"].shape == names["image"].size[::-1]
+    assert "a scene" in names["page"]
+    for words in commands("explain.md")[1:]:
+        assert _parsed_by_hf_detr(words[1:]).image
+
+
 def _parsed_by_hf_detr(words: list[str]) -> argparse.Namespace:
     assert words[0] in _COMMANDS, words
     parser = argparse.ArgumentParser()

@@ -1,9 +1,7 @@
 """An evaluation as one self-contained HTML page: tables, curves, confusion, and the worst images. No scripts, nothing
 fetched."""
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,26 +11,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..evaluation.analysis import ERRORS, Analysis
+from .page import data_address, html_image, html_page, html_table
 
 _POINTS = 200  # of a drawn curve
 _MOST_CLASSES = 30  # in a plot; tables have all
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1d2433; --paper: #fff; --line: #d5d9e2; --soft: #f4f6fa; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9f0; --paper: #14171f; --line: #353b4a; --soft: #1d2230; } }
-body { margin: 0 auto; padding: 1rem; max-width: 75rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
 .plots, .images { display: grid; gap: 1rem; align-items: start; }
 .images { grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
 .plots { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
-figure { margin: 0; padding: .5rem; background: var(--soft); border-radius: .5rem; }
-figure img { width: 100%; height: auto; display: block; border-radius: .3rem; }
 .plots img { background: #fff; }
-figcaption { font-size: .9rem; overflow-wrap: anywhere; }
 .close { display: none; }
 .images figure:target img { position: fixed; inset: 0; z-index: 1; width: 100vw; height: 100vh; object-fit: contain;
   background: #000d; }
@@ -57,23 +44,10 @@ def write_report(
         '<h2 id="images">Images</h2>', _images(images),
         _suspects(analysis),
     ]  # fmt: skip
-    text = "\n".join(parts)
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>\n{text}\n</body></html>\n"
-    )
+    page = html_page(title, "\n".join(parts), _STYLE)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8", errors="backslashreplace")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "\n".join(line("td", row) for row in rows)
-    return f'<div class="scroll"><table><thead>{line("th", head)}</thead><tbody>{body}</tbody></table></div>'
 
 
 def _number(value: float | None) -> str:
@@ -90,7 +64,7 @@ def _summary(analysis: Analysis) -> str:
     by_objects = [
         [f"{name} an image", _number(ap), f"{count:,}"] for name, (ap, count) in analysis.ap_by_objects.items()
     ]
-    return _table(head, [row]) + "<p></p>" + _table(["objects", "AP", "images"], by_objects)
+    return html_table(head, [row]) + "<p></p>" + html_table(["objects", "AP", "images"], by_objects)
 
 
 def _classes(analysis: Analysis) -> str:
@@ -100,7 +74,7 @@ def _classes(analysis: Analysis) -> str:
         rows.append([name, *(_number(metrics[key]) for key in ("map", "map_50", "map_75")), _number(curve.best_f1),
                      _number(curve.threshold), f"{curve.num_targets:,}", f"{metrics['num_detections']:,}"])  # fmt: skip
     head = ["class", "AP", "AP50", "AP75", "best F1", "at score", "objects", "detections"]
-    return _table(head, rows) + (
+    return html_table(head, rows) + (
         "<p>Best F1 is at an IoU of 0.5; scores above the number beside it are kept for it. Chosen on these images, so "
         "on others it will be a little worse.</p>"
     )
@@ -110,7 +84,7 @@ def _errors(analysis: Analysis) -> str:
     rows = [
         [words, f"{analysis.error_counts[name]:,}", _number(analysis.error_ap[name])] for name, words in ERRORS.items()
     ]
-    return _table(["error (TIDE)", "how many", "AP50 without it"], rows) + (
+    return html_table(["error (TIDE)", "how many", "AP50 without it"], rows) + (
         "<p>Counted over detections of every score. The last column is what AP50 would gain if there were no error of "
         "this kind: work on the largest.</p>"
     )
@@ -120,13 +94,9 @@ def _plot(draw, caption: str, size_in: tuple[float, float] = (5.5, 4.0)) -> str:
     figure = Figure(figsize=size_in, layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     draw(figure.subplots())
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return f"<figure>{_img(buffer.getvalue(), 'png', caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
-def _img(data: bytes, kind: str, alt: str) -> str:
-    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{base64.b64encode(data).decode("ascii")}">'
+    figure.canvas.draw()
+    address = data_address(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB"), "png")
+    return f"<figure>{html_image(address, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def _curve_plots(analysis: Analysis) -> list[str]:
@@ -202,10 +172,9 @@ def _images(images: Sequence[tuple[str, Image.Image]]) -> str:
         return "<p>No image with a wrong or a missed object.</p>"
     cells = []
     for number, (caption, image) in enumerate(images):
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "JPEG", quality=85)
+        shown = html_image(data_address(image.convert("RGB")), caption)
         cells.append(
-            f'<figure id="image{number}"><a href="#image{number}">{_img(buffer.getvalue(), "jpeg", caption)}</a>'
+            f'<figure id="image{number}"><a href="#image{number}">{shown}</a>'
             f'<a class="close" href="#images" aria-label="close"></a><figcaption>{html.escape(caption)}</figcaption>'
             "</figure>"
         )
@@ -221,5 +190,5 @@ def _suspects(analysis: Analysis) -> str:
     ]
     return (
         "<h2>Annotations to look at</h2><p>A confident detection lies on an object of another class: one of the two is "
-        "wrong.</p>" + _table(["image", "annotated", "detected", "score"], rows)
+        "wrong.</p>" + html_table(["image", "annotated", "detected", "score"], rows)
     )
