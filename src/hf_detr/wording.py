@@ -9,4 +9,9 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 def printable(text: str) -> str:
     """The text with what no terminal or file in UTF-8 can show (line ends, escape sequences, bytes of file names that
     are no UTF-8) as Python writes it: `\\n`, `\\x1b`, `\\udcff`."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+    return "".join(one if one.isprintable() else escaped(one) for one in text)
+
+
+def escaped(character: str) -> str:
+    """As Python writes it in ASCII."""
+    return character.encode("unicode_escape").decode("ascii")

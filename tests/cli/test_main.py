@@ -1,10 +1,12 @@
+import json
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 
-from .conftest import ENVIRONMENT, SOURCE, assert_one_line_and_exit_code_2, hf_detr
+from .conftest import COMMAND, ENVIRONMENT, SOURCE, assert_one_line_and_exit_code_2, hf_detr, write_coco
 
 COMMANDS = ("check", "train", "evaluate", "predict", "convert", "demo")
 
@@ -42,6 +44,18 @@ assert not heavy, heavy
     assert flags
     for i in flags:  # an option's help is beside it or on the next line
         assert len(lines[i].split("  ")) > 2 or lines[i + 1].startswith(" " * 10), lines[i]
+
+
+@pytest.mark.parametrize("closed", [(1,), (0, 1, 2)])
+def test_a_command_works_without_standard_streams(tmp_path, closed):
+    write_coco(tmp_path / "coco")
+    report = tmp_path / "report.json"
+    done = subprocess.run(
+        [*COMMAND, "check", str(tmp_path / "coco"), "--json", str(report)], env=ENVIRONMENT, capture_output=True,
+        preexec_fn=lambda: [os.close(number) for number in closed],
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(report.read_text())
 
 
 def test_a_mistyped_command_or_value_is_one_line_and_exit_code_2(tmp_path):

@@ -79,6 +79,7 @@ def test_options_come_from_a_file_the_command_line_overrides_them_and_the_run_ke
     # what the file asked for was done
     assert json.loads((first / "metrics.json").read_text())["steps"] == 12
     assert 1 <= len(list(first.glob("checkpoint-*"))) <= 2
+    assert (first / "checkpoint-12").is_dir()  # the last one, for --resume
     assert {name for name, _ in reporter} == {"first"}
     assert any({"loss_denoising", "loss_groups"} <= logs.keys() for _, logs in reporter)
     assert any("eval_map" in logs for _, logs in reporter)
@@ -94,10 +95,13 @@ def test_options_come_from_a_file_the_command_line_overrides_them_and_the_run_ke
     [
         ("a.yaml", "learningrate: 1", "a.yaml: unknown option 'learningrate'; did you mean learning_rate?"),
         ("a.yaml", "colour: red", "a.yaml: unknown option 'colour'; hf-detr train --help has them."),
-        ("a.yaml", "epochs: many", "a.yaml: argument --epochs: many is not a whole number of at least 1."),
+        ("a.yaml", "epochs: many", "a.yaml: argument --epochs: many is not a whole number of at least 1 "),
         ("a.yaml", "epochs: [1, 2]", "a.yaml: epochs: expected one value, got ['1', '2']."),
         ("a.yaml", "no_check: maybe", "a.yaml: no_check: expected true or false, got 'maybe'."),
         ("a.yaml", "recipe: slow", "a.yaml: argument --recipe: invalid choice: 'slow'"),
+        ("a.yaml", "epochs: 1\nepochs: 2", "a.yaml: not valid YAML (line 2: 'epochs' is given twice)"),
+        ("a.json", '{"epochs": 1, "epochs": 2}', "a.json: 'epochs' is given twice"),
+        ("a.yaml", "eval-every: 1\neval_every: 2", "a.yaml: eval_every is given twice"),
         ("a.yaml", "- 1", "a.yaml: expected options, such as 'epochs: 20', got list."),
         ("a.yaml", "epochs: 2: 3", "a.yaml: not valid YAML"),
         ("a.json", '{"epochs": 2', "a.json: not valid JSON"),

@@ -13,8 +13,10 @@ def test_the_card_has_recipe_classes_and_the_ap_of_the_last_evaluation(tmp_path)
     assert "AP50" not in (tmp_path / "README.md").read_text()
     trainer.train()
     trainer.evaluate()
-    trainer.create_model_card(model_name="digits", license="mit")
+    trainer.create_model_card(model_name="digits", license="mit", dataset="Drawn digits", dataset_tags="me/digits")
     card = (tmp_path / "README.md").read_text()
+    assert "name: Drawn digits\n      type: me/digits" in card
+    assert "[me/digits](https://huggingface.co/datasets/me/digits)" in card
     assert "# digits" in card
     assert "license: mit" in card
     assert "| epochs | 0.5 (1 step) |" in card

@@ -43,18 +43,23 @@ def _words(args: argparse.Namespace) -> list[str]:
     from hf_detr.data.formats.files import read_json, read_yaml  # imports more than --help should wait for
 
     path, names = args.config, [name for name in vars(args) if name not in _NOT_IN_FILES]
-    content = read_json(path) if path.suffix == ".json" else read_yaml(path)
+    content = read_json(path, unique_keys=True) if path.suffix == ".json" else read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected options, such as 'epochs: 20', got {type(content).__name__}.")
-    words = []
+    words, taken = [], set()
     for key, value in content.items():
         name = str(key).replace("-", "_")
+        if name in taken:
+            raise ValueError(f"{path}: {name} is given twice, with and without dashes; leave out one of them.")
+        taken.add(name)
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
             hint = f"did you mean {near[0]}?" if near else "hf-detr train --help has them."
             raise ValueError(f"{path}: unknown option {str(key)!r}; {hint}")
         if value is None or value in _NOTHING:
             continue
+        if isinstance(value, str) and value.startswith("~/"):  # as a shell does
+            value = str(Path(value).expanduser())
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, dict) or (isinstance(value, list) and name not in _LISTS):
             raise ValueError(f"{path}: {key}: expected one value, got {value!r:.80}.")

@@ -2,7 +2,14 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from ._errors import about
 
@@ -31,6 +38,44 @@ def check_output_folder(folder: Path, overwrite: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+_locked: list[int] = []  # open folders of this process
+
+
+def _close_locked() -> None:
+    for descriptor in _locked:
+        os.close(descriptor)
+    _locked.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    # a data loader's worker, which may outlive a killed training by seconds, must not go on with its lock
+    os.register_at_fork(after_in_child=_close_locked)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Holds the folder for this run, however it ends. Raises ValueError where another process does.
+
+    Where there are several processes of one run the first holds it; where the system cannot lock, nobody does.
+    """
+    if fcntl is None or int(os.environ.get("RANK", "0")):
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    _locked.append(descriptor)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"--output {folder}: another process trains into it; wait, or name another.") from None
+        yield
+    finally:
+        if descriptor in _locked:  # else this is a child, which has closed it
+            _locked.remove(descriptor)
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

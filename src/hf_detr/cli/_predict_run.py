@@ -15,12 +15,12 @@ from tqdm import tqdm
 from hf_detr.image_processing.loading import load_image
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.visualization import draw_detections, draw_masks, draw_panoptic
-from hf_detr.visualization.text import printable
+from hf_detr.wording import counted, printable
 
 from ._images import drawing_names, image_ids
 from ._prediction import Background, Predictor
 from ._results import ResultsFile, panoptic_annotation, result_rows, write_segment_map
-from ._running import Model, aligned, progress_bar
+from ._running import Model, aligned, progress_bar, uninterrupted
 
 
 class PredictRun:
@@ -66,16 +66,17 @@ class PredictRun:
                     continue
                 rows = result_rows(detections, self.id2label)
                 place = {"image_id": ids[index], "file_name": files[index].as_posix()}
-                if self._write(results, [{**place, **row} for row in rows], files[index]):
-                    self.num_images += 1
-                    self._count(rows)
-                if self.predictor.task == "panoptic":
-                    annotation = panoptic_annotation(rows, ids[index], Path(maps[index]).name, self.stuff)
-                    self._write(panoptic, [annotation], files[index])
-                    path = self.args.output / maps[index]
-                    self.background(str(files[index]), write_segment_map, detections["segmentation"], path)
-                if not self.args.no_drawings:
-                    self.background(str(files[index]), self._draw_image, image, detections, drawings[index])
+                with uninterrupted():
+                    if self._write(results, [{**place, **row} for row in rows], files[index]):
+                        self.num_images += 1
+                        self._count(rows)
+                    if self.predictor.task == "panoptic":
+                        annotation = panoptic_annotation(rows, ids[index], Path(maps[index]).name, self.stuff)
+                        self._write(panoptic, [annotation], files[index])
+                        path = self.args.output / maps[index]
+                        self.background(str(files[index]), write_segment_map, detections["segmentation"], path)
+                    if not self.args.no_drawings:
+                        self.background(str(files[index]), self._draw_image, image, detections, drawings[index])
 
     def video(self, source: Path | int, drawing: Path) -> None:
         """Predicts every frame of a video file or a webcam, into the video `drawing` and the JSON file beside it."""
@@ -106,13 +107,13 @@ class PredictRun:
                         self.lose("skipped", place, image)
                         continue
                     rows = result_rows(detections, self.id2label)
-                    if self._write(
-                        results, [{"frame": frame.index, "time_s": frame.time_s, "detections": rows}], place
-                    ):
-                        self.num_frames += 1
-                        self._count(rows)
-                    if writer:
-                        self.background(f"{place} and on", draw, image, detections, frame.time_s)
+                    entry = {"frame": frame.index, "time_s": frame.time_s, "detections": rows}
+                    with uninterrupted():
+                        if self._write(results, [entry], place):
+                            self.num_frames += 1
+                            self._count(rows)
+                        if writer:
+                            self.background(f"{place} and on", draw, image, detections, frame.time_s)
             finally:
                 if writer:
                     self.background(name, writer.close)
@@ -135,11 +136,11 @@ class PredictRun:
         seconds = max(time.perf_counter() - self.begun, 1e-9)
         done = self.num_images + self.num_frames
         numbers = {"image": self.num_images, "frame": self.num_frames}
-        counts = " and ".join(_counted(number, name) for name, number in numbers.items() if number or not done)
+        counts = " and ".join(counted(number, name) for name, number in numbers.items() if number or not done)
         lines = [
             f"{counts}, {self.num_with_objects:,} of them with objects; {done / seconds:.1f} a second",
             f"the model waited for images {100 * self.predictor.waited_s / seconds:.1f}% of the time",
-            f"{_counted(self.objects.total(), 'object')} of a score above {self.args.threshold:g}",
+            f"{counted(self.objects.total(), 'object')} of a score above {self.args.threshold:g}",
         ]
         if self.objects:
             table = [("class", "objects", "best score")]
@@ -182,7 +183,3 @@ class PredictRun:
         except OSError:
             path.unlink(missing_ok=True)  # half of an image
             raise
-
-
-def _counted(number: int, name: str) -> str:
-    return f"{number:,} {name if number == 1 else name + 's'}"

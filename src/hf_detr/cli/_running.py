@@ -1,6 +1,8 @@
 """What the commands that run a model share: loading it, one progress bar, work that overlaps with it."""
 
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +34,22 @@ def quiet_libraries() -> None:
     """One progress bar, and it is ours."""
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C within the block, which must be short, waits for its end: what belongs together is done together."""
+    if threading.current_thread() is not threading.main_thread():  # no other is interrupted
+        yield
+        return
+    asked = []
+    before = signal.signal(signal.SIGINT, lambda *_: asked.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if asked:
+            signal.raise_signal(signal.SIGINT)
 
 
 def progress_bar(total: int | None, name: str, unit: str = "image") -> tqdm:

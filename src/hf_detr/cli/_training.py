@@ -247,7 +247,7 @@ def make_trainer(
         early_stopping_patience=args.patience,
         **({} if args.eval_every == 1 else {"eval_strategy": "steps", "eval_steps": steps * args.eval_every}),
         **({} if args.eval_every == 1 else {"save_strategy": "steps", "save_steps": steps * args.eval_every}),
-        save_total_limit=args.save_total_limit,
+        save_total_limit=max(2, args.save_total_limit),  # at the end of a training 1 would cost the last, and --resume
         on_bad_box=args.on_bad_box,
         group_by_aspect_ratio=True,
         seed=args.seed,

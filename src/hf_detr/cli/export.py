@@ -1,7 +1,11 @@
 """`hf-detr export RUN`: a trained detector as ONNX, OpenVINO, ExecuTorch or torch.export."""
 
 import argparse
+import logging
 from pathlib import Path
+
+from ._arguments import above_zero
+from ._sources import check_model_source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-difference",
-        type=float,
+        type=above_zero,
         default=1e-3,
         metavar="D",
         help="refuse a graph whose logits or boxes differ by more than this (default: %(default)g)",
@@ -31,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from hf_detr.export import export_model
 
     quiet_libraries()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # operators that no DETR has
+    check_model_source(args.model)
     output = args.output or Path(f"{Path(args.model).name}-{args.format}")
     model, processor = load_model(args.model, torch.device("cpu"))
     if has_mask_head(model):

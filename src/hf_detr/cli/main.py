@@ -38,6 +38,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    for name in ("stdout", "stderr"):  # None where a service started us without
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # names of files and classes, on any terminal
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from ._arguments import (
@@ -20,7 +20,7 @@ from ._arguments import (
 )
 from ._config_file import with_config
 from ._errors import about
-from ._outputs import check_output_folder
+from ._outputs import check_output_folder, only_writer
 from ._run_settings import check_run_folder, write_settings
 from ._sources import check_data_source, check_model_source
 
@@ -165,8 +165,15 @@ def run(args: argparse.Namespace) -> int:
     if args.model:
         check_model_source(args.model)
     check_run_folder(args)
+    existed = args.output.exists()
     check_output_folder(args.output)
-    return train(args)
+    try:
+        with only_writer(args.output):
+            return train(args)
+    finally:
+        if not existed:
+            with suppress(OSError):
+                args.output.rmdir()  # is empty where the run was refused
 
 
 def train(args: argparse.Namespace) -> int:

@@ -230,7 +230,10 @@ def _located(source: Any, format: str) -> tuple[str, Any]:
     if several:
         raise ValueError(f"{path}: there are data sets in {', '.join(several)}; name one of these folders.")
     inside = sorted(entry.name for entry in path.iterdir())[:10] if path.is_dir() else "a file"
-    raise ValueError(f"{path}: no data set found. Looked for {_LOOKED_FOR}; found {inside}.")
+    raise ValueError(
+        f"{path}: no data set found. Looked for {_LOOKED_FOR}; found {inside}. "
+        "What a tool writes in a format of its own (LabelMe, CreateML, CSV) it exports as COCO, VOC or YOLO as well."
+    )
 
 
 def _fitting(path: Path) -> list[str]:

@@ -51,6 +51,7 @@ def export_model(
         ImportError: without the packages of the extra `export`, or with a transformers without exporters.
         ValueError: an unknown format, a folder that is not empty, a model that the format cannot hold, or a difference
             above `max_difference`, with its output; nothing is written then.
+        OSError: a full disk.
     """
     folder = Path(folder)
     if format not in FORMATS:
@@ -97,11 +98,20 @@ def _write(graph: DetectorGraph, format: str, sides_px: tuple[int, int], folder:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = exporter.export(graph, _traced_inputs(graph, sides_px), config)
-            exported.save_pretrained(folder)
     except Exception as error:  # of a tracer: any kind, and pages long
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{format} cannot hold this model ({reason[:200]}); try another format.") from error
-    return _as_openvino(folder) if format == "openvino" else exported
+        raise ValueError(f"{format} cannot hold this model ({_reason(error)}); try another format.") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported.save_pretrained(folder)
+        return _as_openvino(folder) if format == "openvino" else exported
+    except Exception as error:  # of C++ as well, which raises no OSError
+        raise OSError(f"{format} could not be written ({_reason(error)}); free some space, or try another.") from error
+
+
+def _reason(error: Exception) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line[:200] for line in lines if line), type(error).__name__)
 
 
 def _as_openvino(folder: Path) -> Runs:

@@ -76,8 +76,16 @@ class CheckpointMixin:
         elif training_only is not None:
             training_only.load_state_dict(load_file(saved))
 
-    def create_model_card(self, model_name: str | None = None, license: str | None = None, **_: Any) -> None:
-        """Writes README.md into the output folder: recipe, model, and the AP of the last evaluation."""
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        license: str | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        **_: Any,
+    ) -> None:
+        """Writes README.md into the output folder: recipe, model, and the AP of the last evaluation. `dataset` is what
+        the data is called, `dataset_tags` its name on the Hub."""
         if not self.is_world_process_zero():
             return
         args = self.args
@@ -86,6 +94,9 @@ class CheckpointMixin:
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # and this is one process of them
         splits = {"train": self.train_dataset, "evaluation": self.eval_dataset}
         sizes = {split: {"images": len(rows)} for split, rows in splits.items() if isinstance(rows, Dataset)}
+        hub_id = dataset_tags[0] if isinstance(dataset_tags, list) else dataset_tags
+        title = ", ".join(dataset) if isinstance(dataset, list) else dataset or hub_id
+        data = {"name": title, "hub_id": hub_id, "splits": sizes}
         facts = card_facts(
             self.model,
             name,
@@ -93,7 +104,7 @@ class CheckpointMixin:
             StockCheck("unchecked", reason="its weights were spread over processes") if is_sharded else None,
             license=license,
             base_model=base_model,
-            dataset={"splits": sizes} if sizes else None,
+            dataset=data if sizes or title else None,
             recipe={
                 "started from": started_from,
                 "epochs": f"{self.state.epoch or 0:g} ({counted(self.state.global_step, 'step')})",

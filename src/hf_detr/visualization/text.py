@@ -7,6 +7,8 @@ import matplotlib
 from matplotlib.ft2font import FT2Font
 from PIL import ImageFont
 
+from ..wording import escaped, printable
+
 # matplotlib brings DejaVu Sans: more alphabets than Pillow's own font, and the same on every machine
 _FONT_FILE = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
 
@@ -17,15 +19,10 @@ def font(height_px: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(_FONT_FILE, height_px)
 
 
-def printable(text: str) -> str:
-    r"""The text with control characters, lone surrogates and the like escaped ("\n", "\u202e"): one line."""
-    return "".join(character if character.isprintable() else _escaped(character) for character in text)
-
-
 def drawable(text: str) -> str:
     r"""`printable`, and characters that the font lacks escaped too ("\u732b"): two such names still look different."""
     glyphs = _glyphs()
-    return "".join(one if one.isprintable() and ord(one) in glyphs else _escaped(one) for one in text)
+    return "".join(one if ord(one) in glyphs else escaped(one) for one in printable(text))
 
 
 def shortened(text: str, font: ImageFont.FreeTypeFont, width_px: float) -> str:
@@ -35,10 +32,6 @@ def shortened(text: str, font: ImageFont.FreeTypeFont, width_px: float) -> str:
     while text and font.getlength(text + "…") > width_px:
         text = text[:-1]
     return text + "…"
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 @cache

@@ -137,7 +137,9 @@ def _stem(path: Path) -> str:
     stem = path.stem.removeprefix("instances_").removeprefix("panoptic_")
     # _annotations.coco.json, annotations.json: the folder says which split
     if stem in ("_annotations.coco", "_annotations", "annotations", "instances", "panoptic", "labels"):
-        stem = "train" if path.parent.name in _ANNOTATION_FOLDERS else path.parent.name
+        return "train" if path.parent.name in _ANNOTATION_FOLDERS else path.parent.name
+    for word in ("annotations", "labels", "coco"):  # train_annotations.json beside train_images
+        stem = stem.removeprefix(f"{word}_").removesuffix(f"_{word}")
     return stem
 
 
@@ -163,7 +165,8 @@ def looks_like_coco(path: Path, panoptic: bool = False) -> bool:
 def _finder(path: Path, split: str, root: Path) -> ImageFinder:
     """Looks where the images of a file may be, in the likeliest place first."""
     stem = _stem(path)
-    names = list(dict.fromkeys((stem, split, *(other for other in ("val", "valid") if split == "validation"))))
+    names = (stem, f"{stem}_images", split, *(other for other in ("val", "valid") if split == "validation"))
+    names = list(dict.fromkeys(names))
     root = root if root.is_dir() else root.parent
     home = path.parent.parent if path.parent.name in _ANNOTATION_FOLDERS else path.parent
     candidates = [path.parent]

@@ -48,10 +48,11 @@ def read_lines(path: Path, findings: Findings, split: str | None = None) -> list
     return []
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file in UTF-8, 16 or 32. Raises ValueError naming file, line and column."""
+def read_json(path: Path, unique_keys: bool = False) -> Any:
+    """The content of a JSON file in UTF-8, 16 or 32. Raises ValueError naming file, line and column; with
+    `unique_keys` also for a key that is given twice, which costs time with half a gigabyte."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), object_pairs_hook=_unique if unique_keys else None)
     except RecursionError:
         raise ValueError(f"{path}: not valid JSON (nested too deep); export it again.") from None
     except json.JSONDecodeError as error:
@@ -61,11 +62,28 @@ def read_json(path: Path) -> Any:
         raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}; export it again.") from None
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"{key!r} is given twice")
+        content[key] = value
+    return content
+
+
 class _Words(yaml.BaseLoader):
     """YAML whose scalars are the words that stand there: `yes` and `no` are names, and 010 is no octal number.
 
-    Aliases of lists and dicts are refused: a few lines of them unfold into gigabytes.
+    Aliases of lists and dicts are refused: a few lines of them unfold into gigabytes. So are keys that are given twice.
     """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} is given twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

@@ -1,7 +1,7 @@
 """YOLO folders: images, one label file an image, 'class cx cy w h' or a polygon a line; data.yaml says what is where.
 
-Without a YAML file, a file of class names does (classes.txt of Label Studio, obj.names of CVAT's older export,
-_darknet.labels of Roboflow's), and the usual folders are looked for.
+Without a YAML file, a file of class names does (classes.txt of Label Studio and LabelImg, obj.names of CVAT's older
+export, _darknet.labels of Roboflow's), and the usual folders are looked for.
 """
 
 from collections.abc import Sequence
@@ -44,8 +44,9 @@ def read_yolo(root: Path, findings: Findings, splits: Sequence[str] | None = Non
     Centres and sizes are fractions of the upright image, whose size is read from its header. A polygon (three points
     or more) is a mask, with the box around it and its own area; with `kpt_shape` in the YAML, keypoints after the box
     are left aside. An image without a label file, or with an empty one, has no object. Class ids of a dict of names are
-    kept as `original_ids`. Images are numbered by their sorted paths. Raises ValueError (unless findings are collected)
-    naming file and line.
+    kept as `original_ids`. Images are numbered by their sorted paths. Beside train, splits without images (Roboflow's
+    YAML names folders that its export leaves out) are left out with a warning. Raises ValueError (unless findings are
+    collected) naming file and line.
     """
     path = _yaml_file(root) or _names_file(root)
     if path is None:
@@ -53,9 +54,7 @@ def read_yolo(root: Path, findings: Findings, splits: Sequence[str] | None = Non
     if path.suffix in (".yaml", ".yml"):
         content = _load(path)
         names_by_id, base = _names(content, path), _base(content, path)
-        entries = {
-            split_name(key): content[key] for key in _SPLIT_KEYS if content.get(key) not in (None, "", "null", "~")
-        }
+        entries = _entries(content)
     else:
         content = {}
         names_by_id = dict(enumerate(line.strip() for line in read_text(path).splitlines() if line.strip()))
@@ -69,7 +68,10 @@ def read_yolo(root: Path, findings: Findings, splits: Sequence[str] | None = Non
         raise ValueError(
             f"{path}: expected train, val or test, got {sorted(content)!r:.200}; say where the images are."
         )
-    images_of = with_train({split: _images(entry, base, path, split, findings) for split, entry in entries.items()})
+    images_of = {split: _images(entry, base, path, split, findings, entries) for split, entry in entries.items()}
+    images_of = with_train(
+        {split: images for split, images in images_of.items() if images or _is_needed(split, entries)}
+    )
     numbers = {image: index for index, image in enumerate(sorted({one for many in images_of.values() for one in many}))}
     keypoints = _keypoints(content, path)
 
@@ -188,7 +190,7 @@ def _yaml_file(root: Path) -> Path | None:
             content = read_yaml(path)
         except (ValueError, OSError):
             continue  # some other tool's file: this one is only being asked whether it is ours
-        if isinstance(content, dict) and "names" in content and not content.keys().isdisjoint(_SPLIT_KEYS):
+        if isinstance(content, dict) and "names" in content and _entries(content):
             fitting.append(path)
     return fitting[0] if len(fitting) == 1 else None
 
@@ -215,7 +217,20 @@ def _entries_without_yaml(root: Path) -> dict[str, str]:
             entries.setdefault(split_name(name), template.format(name))
     if not entries and (root / "images").is_dir() and (root / "labels").is_dir():
         entries["train"] = "images"
+    if not entries and any(image.with_suffix(".txt").is_file() for image in image_files(root, deep=False)):
+        entries["train"] = str(root.absolute())  # LabelImg: all side by side
     return entries
+
+
+def _entries(content: dict) -> dict[str, Any]:
+    """Split -> what the YAML says of its images; CVAT writes the names of its subsets ("Train", "Validation")."""
+    given = {str(key).lower(): entry for key, entry in content.items() if entry not in (None, "", "null", "~")}
+    return {split_name(key): given[key] for key in _SPLIT_KEYS if key in given}
+
+
+def _is_needed(split: str, entries: dict[str, Any]) -> bool:
+    """Whether there is nothing to train on without this split."""
+    return split == "train" or "train" not in entries
 
 
 def _load(path: Path) -> dict:
@@ -270,7 +285,8 @@ def _place(written: str, bases: Sequence[Path]) -> Path | None:
     return None
 
 
-def _images(entry: Any, base: Path, path: Path, split: str, findings: Findings) -> list[Path]:
+def _images(entry: Any, base: Path, path: Path, split: str, findings: Findings, entries: dict[str, Any]) -> list[Path]:
+    needed = _is_needed(split, entries)
     found: dict[Path, None] = {}
     for one in entry if isinstance(entry, list) else [entry]:
         is_path = isinstance(one, str) and one.strip("./ ") and "://" not in one  # nothing is fetched
@@ -290,7 +306,9 @@ def _images(entry: Any, base: Path, path: Path, split: str, findings: Findings) 
                 found[image] = None
         else:
             message = f"{split}: no such folder or .txt list, {base / str(one)!s:.200}; correct the entry, or `path`."
-            findings.error("missing folder", path, message, split)
+            (findings.error if needed else findings.warning)("missing folder", path, message, split)
+    if not found and not needed:
+        findings.warning("empty split", path, f"{split}: no images, so this split is left out.", split)
     return list(found)
 
 
