@@ -130,8 +130,10 @@ def test_an_interrupt_keeps_what_was_found(model_dir, tmp_path):
         noise(8, 8, seed=number).save(images / f"{number}.png")
     words = ["predict", model_dir, images, "--output", output, "--threshold", "0", "--batch-size", "1"]
     process = subprocess.Popen(
-        [*COMMAND, *map(str, words)], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [*COMMAND, *map(str, words)], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # a shell that runs the tests in the background has told them to ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     results, seen = output / "predictions.json", 0
     while seen < 5:
         assert process.poll() is None, process.communicate()

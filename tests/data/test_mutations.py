@@ -13,6 +13,7 @@ from datasets import disable_progress_bars
 
 from hf_detr import DetectionTransform, DetrImageProcessor, shape_scenes, transform_dataset
 from hf_detr.checkpoints.tiny import tiny_checkpoint
+from hf_detr.cli import train
 from hf_detr.cli._training import load_splits, print_report
 from hf_detr.cli.main import main
 from hf_detr.data.checks import check_dataset
@@ -132,8 +133,20 @@ def damage(root, rng: random.Random) -> str:
 
 def train_reads(root) -> bool:
     """Whether the data gets through everything of `hf-detr train` but the model: False where it is refused in words."""
-    args = argparse.Namespace(data=str(root), format="auto", num_queries=100, backbone=None, model="none", seed=0,
-                              on_bad_box="error", on_bad_image="error", hold_out=0.4)  # fmt: skip
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    words = [
+        str(root),
+        "--output",
+        "none",
+        "--model",
+        str(tiny_checkpoint()),
+        "--num-queries",
+        "100",
+        "--hold-out",
+        "0.4",
+    ]
+    args = parser.parse_args(words)
     try:
         print_report(args, {})
         splits = load_splits(args, {})
