@@ -54,7 +54,7 @@ def inference(few: int | None = None, **measured) -> Callable[[Bench], Compariso
 
 def step(bench: Bench) -> Comparison:
     """Two images with seven objects each, every package as it comes."""
-    count, height, width = bench.pick(quick=(2, 64, 96), cpu=(2, 480, 640), cuda=(4, 800, 800))
+    count, height, width = bench.pick(quick=(2, 64, 96), cpu=(2, 320, 416), cuda=(4, 800, 800))
     pixels = to(bench.device, padded_batch([(height, width)] * count)[0])
     targets = to(bench.device, _with_masks(labels([7] * count), height, width))
 
@@ -109,7 +109,7 @@ CASES = [
     ),
     Case(
         "masks_training_step",
-        "segmentation, training step, R50, boxes and masks, fp32; CPU: batch 2 x 480 x 640; GPU: batch 4 x 800 x 800",
+        "segmentation, training step, R50, boxes and masks, fp32; CPU: batch 2 x 320 x 416; GPU: batch 4 x 800 x 800",
         step,
         targets={"cpu": {"stock": 1.8}, "cuda": {"stock": 1.8}},
         memory_targets={"cpu": {"stock": 0.5}, "cuda": {"stock": 0.5}},

@@ -42,13 +42,13 @@ def folder_of(parent, task):
 
 @pytest.fixture(scope="module")
 def of_instances(tmp_path_factory):
-    """A checked folder, and the run folder of masks learnt on it with a frozen detector."""
+    """A checked folder, and the run folder of masks learnt on it with a frozen detector, killed and resumed."""
     parent = tmp_path_factory.mktemp("instance")
     data, run = folder_of(parent / "data", "instance"), parent / "run"
     assert main(["check", str(data), "--masks"]) == 0
     words = [str(data), *QUICK, "--task", "instance", "--freeze-detector", "--output", str(run)]
-    assert main(["train", *words]) == 0
-    return SimpleNamespace(task="instance", data=data, run=run)
+    killed(1, 0, *words, timeout=240)
+    return SimpleNamespace(task="instance", data=data, run=run, words=words)
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +158,9 @@ def test_panoptic_maps_have_the_segments_that_their_json_names(of_segments, tmp_
         assert {number: int((ids == number).sum()) for number in np.unique(ids[ids > 0]).tolist()} == areas
 
 
-def test_a_killed_and_resumed_run_has_the_weights_of_one_left_alone(of_segments, tmp_path):
-    assert main(["train", *of_segments.words[:-1], str(tmp_path / "alone")]) == 0
-    assert_same_weights(of_segments.run, tmp_path / "alone")
+def test_a_killed_and_resumed_run_has_the_weights_of_one_left_alone(trained, tmp_path):
+    assert main(["train", *trained.words[:-1], str(tmp_path / "alone")]) == 0
+    assert_same_weights(trained.run, tmp_path / "alone")
 
 
 def test_a_frozen_detector_stays_as_it_was(of_instances):
