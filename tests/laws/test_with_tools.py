@@ -158,8 +158,7 @@ def test_a_norm_replaced_by_identity_is_not_applied(mode):
     name = "model.backbone.conv_encoder.model.layer4.0.bn2"
     neutral = copy.deepcopy(model)
     norm = neutral.get_submodule(name)
-    norm.eps = 0.0
-    for buffer, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
+    for buffer, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1 - norm.eps)):
         getattr(norm, buffer).fill_(value)
     model.set_submodule(name, nn.Identity())
     if mode == "folded":
