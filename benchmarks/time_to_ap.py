@@ -35,25 +35,25 @@ def main() -> int:
         return one_run(args)
     results = args.output or HERE / "results" / f"time_to_ap_{args.case}_{args.device}.json"
     results.parent.mkdir(parents=True, exist_ok=True)
-    told = json.loads(results.read_text()) if results.exists() else {"runs": {}}
-    if told["runs"] and told["minutes"] != args.minutes:
-        print(f"{results} holds runs of {told['minutes']:g} minutes; move it, or name another file (--output).")
+    recorded = json.loads(results.read_text()) if results.exists() else {"runs": {}}
+    if recorded["runs"] and recorded["minutes"] != args.minutes:
+        print(f"{results} holds runs of {recorded['minutes']:g} minutes; move it, or name another file (--output).")
         return 2
-    told.update(case=args.case, minutes=args.minutes, environment=environment(args))
+    recorded.update(case=args.case, minutes=args.minutes, environment=environment(args))
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "case.pt"
         prepare(args.case, args.data, args.start, prepared)
-        run_all(args, prepared, told, results)
+        run_all(args, prepared, recorded, results)
     from convergence.summary import plot, table
 
-    main = [name for name in MAIN if name in told["runs"]]
-    print(table(told, [*main, *(name for name in told["runs"] if name not in main)]))
-    plot(told, results.with_suffix(".png"), main or None)
+    main = [name for name in MAIN if name in recorded["runs"]]
+    print(table(recorded, [*main, *(name for name in recorded["runs"] if name not in main)]))
+    plot(recorded, results.with_suffix(".png"), main or None)
     print(f"{results} and {results.with_suffix('.png').name}")
     return 0
 
 
-def run_all(args: argparse.Namespace, prepared: Path, told: dict, results: Path) -> None:
+def run_all(args: argparse.Namespace, prepared: Path, recorded: dict, results: Path) -> None:
     """`args.jobs` runs at once, each on a core of its own; every result is saved when it is there."""
     one_at_a_time, cores = Lock(), Queue()
     for core in range(args.jobs):
@@ -61,7 +61,7 @@ def run_all(args: argparse.Namespace, prepared: Path, told: dict, results: Path)
 
     def work(job: tuple[int, str]) -> None:
         seed, name = job
-        earlier = told["runs"].get(name, {}).get(str(seed), {})
+        earlier = recorded["runs"].get(name, {}).get(str(seed), {})
         if earlier.get("settings") == settings_of(name):
             return
         core = cores.get()
@@ -70,8 +70,8 @@ def run_all(args: argparse.Namespace, prepared: Path, told: dict, results: Path)
         finally:
             cores.put(core)
         with one_at_a_time:
-            told["runs"].setdefault(name, {})[str(seed)] = run
-            results.write_text(json.dumps(told, indent=1) + "\n")
+            recorded["runs"].setdefault(name, {})[str(seed)] = run
+            results.write_text(json.dumps(recorded, indent=1) + "\n")
         last = run["curve"][-1]
         print(f"{name:24} seed {seed}: AP {100 * last['map']:5.1f}, AP50 {100 * last['map_50']:5.1f}, "
               f"{run['ms_per_step']:6.0f} ms a step, {run['images']:,} images", flush=True)  # fmt: skip

@@ -6,19 +6,19 @@ from pathlib import Path
 from statistics import mean
 
 
-def table(told: dict, names: Iterable[str] | None = None) -> str:
+def table(recorded: dict, names: Iterable[str] | None = None) -> str:
     """AP at a quarter, a half and all of the time, mean (least to most) over the seeds, and what a step costs; of the
     contestants `names`, or all."""
-    minutes = told["minutes"]
+    minutes = recorded["minutes"]
     head = ["contestant", "seeds", "ms a step", "images", f"AP at {minutes / 4:g} min", f"{minutes / 2:g} min"]
     head += [f"{minutes:g} min", "AP50", "to stock's best"]
-    examples = {name: seeds for name, seeds in told["runs"].items() if name.startswith("stock-example")}
+    examples = {name: seeds for name, seeds in recorded["runs"].items() if name.startswith("stock-example")}
     if examples:
         head.append("to its example's best")
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    stock = {name: seeds for name, seeds in told["runs"].items() if name.startswith("stock")}
-    for name in told["runs"] if names is None else names:
-        runs = list(told["runs"][name].values())
+    stock = {name: seeds for name, seeds in recorded["runs"].items() if name.startswith("stock")}
+    for name in recorded["runs"] if names is None else names:
+        runs = list(recorded["runs"][name].values())
         cells = [name, str(len(runs)), f"{mean(run['ms_per_step'] for run in runs):.0f}"]
         cells.append(f"{mean(run['images'] for run in runs):,.0f}")
         cells += [_spread([_at(run, share * 60 * minutes, "map") for run in runs]) for share in (0.25, 0.5, 1)]
@@ -61,7 +61,7 @@ def _spread(values: list[float | None]) -> str:
     return middle if len(values) == 1 else f"{middle} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
 
-def plot(told: dict, path: Path, names: Iterable[str] | None = None) -> None:
+def plot(recorded: dict, path: Path, names: Iterable[str] | None = None) -> None:
     """AP against minutes and against images: a line for the mean over the seeds, a band from least to most; of the
     contestants `names`, or all."""
     import matplotlib
@@ -70,8 +70,8 @@ def plot(told: dict, path: Path, names: Iterable[str] | None = None) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
-    for name in told["runs"] if names is None else names:
-        runs = list(told["runs"][name].values())
+    for name in recorded["runs"] if names is None else names:
+        runs = list(recorded["runs"][name].values())
         ap = list(zip(*[[100 * point["map"] for point in run["curve"]] for run in runs], strict=True))
         for axis, value in zip(axes, ("minutes", "images"), strict=True):
             along = [
@@ -81,7 +81,7 @@ def plot(told: dict, path: Path, names: Iterable[str] | None = None) -> None:
             x = [mean(column) for column in zip(*along, strict=True)]
             (line,) = axis.plot(x, [mean(column) for column in ap], marker="o", markersize=3, label=name)
             axis.fill_between(x, [min(c) for c in ap], [max(c) for c in ap], alpha=0.15, color=line.get_color())
-    axes[0].set(xlabel="minutes of training", ylabel="COCO AP on unseen images", title=told["case"])
+    axes[0].set(xlabel="minutes of training", ylabel="COCO AP on unseen images", title=recorded["case"])
     axes[1].set(xlabel="images seen")
     for axis in axes:
         axis.grid(alpha=0.3)

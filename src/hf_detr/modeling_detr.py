@@ -100,7 +100,7 @@ class DetrObjectDetectionOutput(ModelOutput):
 
 @dataclass
 class DetrDetectionForMasks(DetrObjectDetectionOutput):
-    """What `DetrForSegmentation` reads of its detector besides.
+    """What `DetrForSegmentation` reads of its detector as well.
 
     Attributes:
         feature_maps: as in `DetrModelOutput`.
@@ -523,7 +523,7 @@ class DetrModelWithClasses(DetrPreTrainedModel):
         if problems.missing_keys or problems.unexpected_keys:
             raise ValueError(
                 f"{path} does not fit the configuration: it lacks {problems.missing_keys[:5]} and has "
-                f"{problems.unexpected_keys[:5]} besides (the first five of each)."
+                f"{problems.unexpected_keys[:5]} in excess (the first five of each)."
             )
         return model.eval()
 

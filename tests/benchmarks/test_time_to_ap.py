@@ -21,7 +21,7 @@ def run(last: float, minutes: float = 1.0) -> dict:
 
 
 def test_the_table_says_when_a_contestant_reaches_what_the_best_of_stock_ends_with(tmp_path):
-    told = {
+    recorded = {
         "case": "digits",
         "minutes": 1.0,
         "runs": {
@@ -32,13 +32,13 @@ def test_the_table_says_when_a_contestant_reaches_what_the_best_of_stock_ends_wi
             "fast": {"0": run(0.8)},
         },
     }
-    rows = {line.split(" | ")[0].strip("| "): line for line in table(told).splitlines()[2:]}
+    rows = {line.split(" | ")[0].strip("| "): line for line in table(recorded).splitlines()[2:]}
     assert "| 20.0 (10.0 to 30.0) |" in rows["stock-auxiliary"]  # AP after all of the time, mean and spread
     assert rows["paper"].endswith("| 0.67 | 0.33 |")
     assert rows["fast"].endswith("| 0.25 | 0.12 |")
     assert rows["fast"].count("| 20.0 |") == rows["fast"].count("| 40.0 |") == 1  # after a quarter, and a half
     assert rows["stock"].endswith("| no | no |")
-    plot(told, tmp_path / "curves.png")
+    plot(recorded, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
@@ -64,8 +64,8 @@ def test_a_restored_stock_has_the_activations_that_stock_drops(tmp_path):
 
 def test_a_run_that_ends_early_is_compared_at_its_own_end():
     short = run(0.3, minutes=1 / 3)
-    told = {"case": "digits", "minutes": 1.0, "runs": {"stock": {"0": run(0.3)}, "fast-third": {"0": short}}}
-    row = table(told).splitlines()[-1]
+    recorded = {"case": "digits", "minutes": 1.0, "runs": {"stock": {"0": run(0.3)}, "fast-third": {"0": short}}}
+    row = table(recorded).splitlines()[-1]
     assert "| 22.5 |  |  | 30.0 | 0.33 |" in row
 
 

@@ -38,9 +38,9 @@ def test_a_folder_of_videos_alone_says_how_to_name_them(folder):
 
 
 def test_a_file_is_taken_once_and_none_of_where_drawings_go(folder):
-    assert find_files([str(folder), str(folder / "a.jpg")], besides=folder / "below") == [folder / "a.jpg"]
+    assert find_files([str(folder), str(folder / "a.jpg")], leave_out=folder / "below") == [folder / "a.jpg"]
     with pytest.raises(ValueError, match="where predictions are written"):
-        find_files([str(folder / "below")], besides=folder)
+        find_files([str(folder / "below")], leave_out=folder)
 
 
 def test_numbers_in_names_are_image_ids_where_all_have_one():

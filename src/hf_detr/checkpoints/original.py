@@ -136,7 +136,7 @@ def convert_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _parts(weights: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A detector's weights, and what a segmentation model has besides."""
+    """A detector's weights, and what a segmentation model has as well."""
     mask_head = {}
     if any(name.startswith("detr.") for name in weights):
         mask_head = {name: tensor for name, tensor in weights.items() if not name.startswith("detr.")}

@@ -12,11 +12,11 @@ from hf_detr.data.formats.images import image_files
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts")
 
 
-def find_files(sources: Sequence[str], besides: Path | None = None) -> list[Path]:
+def find_files(sources: Sequence[str], leave_out: Path | None = None) -> list[Path]:
     """Files as given; of folders every image in them and below, of patterns the images and videos that match; each
     once, in this order. In folders hidden files are left aside.
 
-    `besides`: a folder to leave out, where drawings are written. Raises ValueError for what is not there, or holds no
+    `leave_out`: a folder to leave out, where drawings are written. Raises ValueError for what is not there, or holds no
     image.
     """
     found: dict[Path, Path] = {}  # absolute -> as given
@@ -45,10 +45,10 @@ def find_files(sources: Sequence[str], besides: Path | None = None) -> list[Path
                 what = "matches no image or video" if glob.has_magic(source) else "no such file or folder"
                 raise ValueError(f"{source}: {what}; check the path.")
         for file in files:
-            if besides is None or not file.resolve().is_relative_to(besides.resolve()):
+            if leave_out is None or not file.resolve().is_relative_to(leave_out.resolve()):
                 found.setdefault(file.resolve(), file)
     if sources and not found:
-        raise ValueError(f"all images found lie in {besides}, where predictions are written; name other ones.")
+        raise ValueError(f"all images found lie in {leave_out}, where predictions are written; name other ones.")
     return list(found.values())
 
 

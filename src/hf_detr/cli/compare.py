@@ -5,7 +5,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ._arguments import add_data_arguments, add_policy_arguments, add_running_arguments, data_options, positive
+from ._arguments import add_data_arguments, add_policy_arguments, add_running_arguments, positive
 from ._errors import about
 from ._outputs import check_output_file
 from ._sources import check_data_source, check_model_source
@@ -34,41 +34,23 @@ def run(args: argparse.Namespace) -> int:
     check_data_source(args.data)
     check_output_file(args.json, "--json")
     check_output_file(args.plot, "--plot")
-    from hf_detr.cli._process_memory import keep_freed_memory
-    from hf_detr.data.loading import load_detection_dataset
     from hf_detr.data.schema import class_names
-    from hf_detr.evaluation import CocoEvaluator, evaluate_model
+    from hf_detr.evaluation import CocoEvaluator
     from hf_detr.evaluation.comparison import compare
 
-    from ._running import aligned, choose_device, in_order, load_model, progress_bar, quiet_libraries
-    from .evaluate import choose_split, match_classes
+    from ._running import aligned, load_model, quiet_libraries
+    from .evaluate import device_of, load_split, match_classes, measure
 
     quiet_libraries()
-    device = choose_device(args.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    policies = {"on_bad_box": args.on_bad_box, "on_bad_image": args.on_bad_image}
-    with about(args.data, "see hf-detr check"):
-        splits = load_detection_dataset(args.data, args.format, splits=args.split, **policies, **data_options(args))
-    split = choose_split(list(splits))
-    dataset = splits[split]
+    device = device_of(args)
+    split, dataset = load_split(args)
     names = class_names(dataset)
     evaluators = []
     for name in args.models:
         model, processor = load_model(name, device)
-        evaluator = CocoEvaluator(names)
-        with progress_bar(len(dataset), f"evaluate {Path(name).name}") as bar:
-            evaluate_model(
-                model,
-                processor,
-                dataset,
-                batch_size=args.batch_size,
-                on_batch=lambda bar=bar, evaluator=evaluator: bar.update(len(evaluator) - bar.n),
-                evaluator=evaluator,
-                class_of_label=match_classes(model.config.id2label, names),
-                read=lambda load, batches: in_order(load, batches, args.threads),
-            )
-        evaluators.append(evaluator)
+        class_of_label = match_classes(model.config.id2label, names)
+        evaluators.append(CocoEvaluator(names))
+        measure(args, model, processor, dataset, evaluators[-1], class_of_label, f"evaluate {Path(name).name}")
 
     metrics = [evaluator.compute() for evaluator in evaluators]
     differences = [compare(evaluators[0], other, args.draws) for other in evaluators[1:]]

@@ -55,24 +55,16 @@ def run(args: argparse.Namespace) -> int:
     check_output_file(args.json, "--json")
     check_output_file(args.results, "--results")
     check_output_file(args.report, "--report")
-    from hf_detr.cli._process_memory import keep_freed_memory
-    from hf_detr.data.loading import load_detection_dataset
     from hf_detr.data.schema import class_names, original_category_ids
-    from hf_detr.evaluation import CocoEvaluator, evaluate_model, evaluator_of, task_of
+    from hf_detr.evaluation import CocoEvaluator, evaluator_of, task_of
 
     from ..evaluation.tasks import IN_WORDS
-    from ._running import choose_device, in_order, load_model, progress_bar, quiet_libraries
+    from ._running import load_model, quiet_libraries
 
     quiet_libraries()
-    device = choose_device(args.device)
-    if device.type == "cpu":
-        keep_freed_memory()
+    device = device_of(args)
     CocoEvaluator(max_dets=args.max_dets)  # its errors before the work, not after
-    policies = {"on_bad_box": args.on_bad_box, "on_bad_image": args.on_bad_image}
-    with about(args.data, "see hf-detr check"):
-        splits = load_detection_dataset(args.data, args.format, splits=args.split, **policies, **data_options(args))
-    split = choose_split(list(splits))
-    dataset = splits[split]
+    split, dataset = load_split(args)
     model, processor = load_model(args.model, device)
     names = class_names(dataset)
     class_of_label = match_classes(model.config.id2label, names)
@@ -85,18 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if task == "panoptic":
         _know_stuff(processor, model, dataset, class_of_label)
     evaluator = evaluator_of(task, names, args.max_dets)
-    with progress_bar(len(dataset), f"evaluate {split}") as bar:
-        evaluate_model(
-            model,
-            processor,
-            dataset,
-            batch_size=args.batch_size,
-            on_batch=lambda: bar.update(len(evaluator) - bar.n),
-            evaluator=evaluator,
-            class_of_label=class_of_label,
-            # threads rather than processes: decoding and resizing leave the interpreter to others
-            read=lambda load, batches: in_order(load, batches, args.threads),
-        )
+    measure(args, model, processor, dataset, evaluator, class_of_label, f"evaluate {split}")
     kind = "" if task == "detection" else f", {IN_WORDS[task]}"
     print(f"{args.model} on {args.data}, split {split!r}{kind}\n")
     print(evaluator.table())
@@ -173,6 +154,56 @@ def _know_stuff(processor: Any, model: Any, dataset: Any, class_of_label: Mappin
     if processor.label_ids_to_fuse is None:
         stuff = set(stuff_ids(dataset))
         processor.label_ids_to_fuse = [label for label, category in class_of_label.items() if category in stuff]
+
+
+def device_of(args: argparse.Namespace) -> Any:
+    """The device that was asked for; memory that a CPU frees stays with the process."""
+    from ._process_memory import keep_freed_memory
+    from ._running import choose_device
+
+    device = choose_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def load_split(args: argparse.Namespace) -> "tuple[str, Dataset]":
+    """The split to evaluate on, and its name."""
+    from hf_detr.data.loading import load_detection_dataset
+
+    policies = {"on_bad_box": args.on_bad_box, "on_bad_image": args.on_bad_image}
+    with about(args.data, "see hf-detr check"):
+        splits = load_detection_dataset(args.data, args.format, splits=args.split, **policies, **data_options(args))
+    split = choose_split(list(splits))
+    return split, splits[split]
+
+
+def measure(
+    args: argparse.Namespace,
+    model: Any,
+    processor: Any,
+    dataset: "Dataset",
+    evaluator: Any,
+    class_of_label: Mapping[int, int],
+    title: str,
+) -> None:
+    """Gives the evaluator every image of the data set, under a progress bar called `title`."""
+    from hf_detr.evaluation import evaluate_model
+
+    from ._running import in_order, progress_bar
+
+    with progress_bar(len(dataset), title) as bar:
+        evaluate_model(
+            model,
+            processor,
+            dataset,
+            batch_size=args.batch_size,
+            on_batch=lambda: bar.update(len(evaluator) - bar.n),
+            evaluator=evaluator,
+            class_of_label=class_of_label,
+            # threads rather than processes: decoding and resizing leave the interpreter to others
+            read=lambda load, batches: in_order(load, batches, args.threads),
+        )
 
 
 def choose_split(splits: Sequence[str]) -> str:

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())) and not args.overwrite:
         raise ValueError(f"{args.output} exists and is not empty; name another folder, or pass --overwrite.")
     webcams = [word for word in args.inputs if word.isdecimal() and not Path(word).exists()]
-    files = find_files([word for word in args.inputs if word not in webcams], besides=args.output)
+    files = find_files([word for word in args.inputs if word not in webcams], leave_out=args.output)
     images = [file for file in files if not is_video(file)]
     videos: dict[Path, Path | int] = {file: file for file in files if is_video(file)}
     videos |= {Path(f"webcam{word}.mp4"): int(word) for word in webcams}

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 
-class ImageEvaluator:
+class ImageEvaluator(ABC):
     """Keeps what each image brings, and measures all of them when asked.
 
     A subclass has `update`, which reads and checks a batch and gives it to `_take`, and
@@ -123,14 +124,14 @@ class ImageEvaluator:
         """Names by class id; where none were given, the numbers that were `seen`."""
         return {label: str(label) for label in sorted(set(seen))} if self._names is None else self._names
 
-    def _check(self, image: Any, place: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _check(self, image: Any, place: str) -> None: ...
 
-    def _same_truth(self, image: Any, other: Any) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def _same_truth(self, image: Any, other: Any) -> bool: ...
 
-    def _evaluate(self) -> dict:
-        raise NotImplementedError
+    @abstractmethod
+    def _evaluate(self) -> dict: ...
 
 
 def names_by_id(class_names: Sequence[str] | Mapping[int, str]) -> dict[int, str]:

@@ -24,7 +24,7 @@ class CheckpointMixin:
     """The part of `DetrTrainer` that saves and loads. Names with an underscore are Transformers' own.
 
     model.safetensors is what an inference takes, the average where there is one, without the parameters that only
-    training has. What a resumed run needs besides lies in a file of its own beside it.
+    training has. What a resumed run needs as well lies in a file of its own beside it.
     """
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
