@@ -1,6 +1,7 @@
 """Folders with masks, from check to stock transformers, as `hf-detr` takes them; and what it refuses."""
 
 import json
+import shutil
 import warnings
 from types import SimpleNamespace
 
@@ -91,7 +92,10 @@ def test_the_run_folder_has_the_numbers_of_evaluate_and_a_card_of_the_task(train
     assert f"model for {trained.task} segmentation" in text
     assert "gave the same logits, boxes and masks" in text
     assert "DetrForSegmentation.from_pretrained" in text
-    for name in ("predictions.png", "curves.png"):
+    of_detections = ("precision_recall.png", "confusion.png")
+    for name in of_detections:
+        assert (name in text) == (trained.run / name).exists() == (trained.task == "instance")
+    for name in ("predictions.png", "curves.png", *(of_detections if trained.task == "instance" else ())):
         with Image.open(trained.run / name) as figure:
             assert min(figure.size) > 200
 
@@ -175,11 +179,27 @@ def test_what_a_model_with_masks_cannot_do_is_refused(of_instances, tmp_path, ca
         (["predict", run, str(of_instances.data / "test"), *out, "--tile", "64"], "--tile merges boxes"),
         (["export", run, *out], "has masks"),
         (["evaluate", run, str(of_instances.data), "--task", "panoptic"], "take --task instance"),
-        (["evaluate", run, str(of_instances.data), "--report", str(tmp_path / "page.html")], "take --task detection"),
         (["evaluate", tiny_checkpoint(), str(of_instances.data), "--task", "instance"], "a detector without masks"),
     ):
         assert main(words) == 2
         assert says in capsys.readouterr().err
+
+
+def test_masks_have_a_report_and_thresholds_and_segments_have_none(of_instances, of_segments, tmp_path, capsys):
+    page, data = tmp_path / "page.html", str(of_instances.data)
+    run = shutil.copytree(of_instances.run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
+    assert main(["evaluate", str(run), data, "--report", str(page), "--device", "cpu"]) == 0
+    text = page.read_text()
+    assert "AP and every IoU here are those of masks" in text
+    assert "annotations, and beside them what was found" in text
+    assert text.count("data:image/jpeg") == 3
+    assert main(["evaluate", str(run), data, "--task", "detection", "--save-thresholds", "--device", "cpu"]) == 0
+    saved = json.loads((run / "preprocessor_config.json").read_text())["class_thresholds"]
+    assert saved
+    assert all(0 < threshold < 1 for threshold in saved.values())
+    for words in (["--report", str(page)], ["--save-thresholds"]):
+        assert main(["evaluate", str(of_segments.run), str(of_segments.data), *words]) == 2
+        assert "take --task instance for the masks" in capsys.readouterr().err
 
 
 def test_what_cannot_be_learnt_is_refused_before_it_starts(tmp_path, capsys):

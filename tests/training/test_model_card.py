@@ -1,5 +1,7 @@
 """What DetrTrainer says of a run."""
 
+from PIL import Image
+
 from hf_detr import DetrForObjectDetection
 from hf_detr.training import DetrTrainer
 
@@ -23,6 +25,10 @@ def test_the_card_has_recipe_classes_and_the_ap_of_the_last_evaluation(tmp_path)
     assert "| train | 4 |" in card
     assert "AP50" in card
     assert trainer.model.config.id2label[0] in card
+    for name in ("precision_recall.png", "confusion.png"):
+        assert f"]({name})" in card
+        with Image.open(tmp_path / name) as figure:
+            assert min(figure.size) > 400
 
 
 def test_the_card_names_no_folder_and_the_split_that_chose_the_best_epoch(tmp_path):

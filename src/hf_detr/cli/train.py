@@ -27,8 +27,9 @@ from ._sources import check_data_source, check_model_source
 _CHECKPOINT = "facebook/detr-resnet-50"
 _EPILOG = """\
 The run folder gets the model and its processor (for from_pretrained, pipeline and the other commands), metrics.json,
-curves.png, predictions.png, README.md (the model card), and checkpoints. Ctrl-C writes a checkpoint and stops; the same
-command with --resume goes on from there, as it does after a crash. run.json has every option of the run, for --config.
+curves.png, predictions.png, of boxes and masks precision_recall.png and confusion.png, README.md (the model card), and
+checkpoints. Ctrl-C writes a checkpoint and stops; the same command with --resume goes on from there, as it does after a
+crash. run.json has every option of the run, for --config.
 """
 _REPORTERS = ("tensorboard", "wandb", "trackio", "mlflow")
 _EARLIEST_DROP = 0.2  # of a training with a time limit, whose length is known after a tenth of it

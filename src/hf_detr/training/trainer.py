@@ -267,6 +267,9 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
             raise ValueError(f"{resume_from_checkpoint} is no checkpoint, or was not written to its end; take another.")
         if resume_from_checkpoint:
             resume_from_checkpoint = str(resume_from_checkpoint)
+        if getattr(self.processing_class, "class_thresholds", None):
+            warnings.warn("class_thresholds of the processor were chosen for other weights; they are removed.")
+            self.processing_class.class_thresholds = None
         self._progress = read_progress(resume_from_checkpoint, self.args) if resume_from_checkpoint else {}
         self._losses.load_state_dict(self._progress.get("losses"))
         self._stream = None
