@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from hf_detr import DetrForSegmentation, DetrImageProcessor, digit_scenes, load_detection_dataset, tiny_checkpoint
 from hf_detr.cli.main import main
 from hf_detr.data.masks import decode_segmentation
+from hf_detr.image_processing.tiling import merge_tiles, tile_corners
 
 from ..data.mask_folders import write_coco_folder, write_panoptic_folder
 from .test_killed import assert_same_weights, killed
@@ -176,13 +177,38 @@ def test_a_frozen_detector_stays_as_it_was(of_instances):
 def test_what_a_model_with_masks_cannot_do_is_refused(of_instances, tmp_path, capsys):
     run, out = str(of_instances.run), ["--output", str(tmp_path / "out")]
     for words, says in (
-        (["predict", run, str(of_instances.data / "test"), *out, "--tile", "64"], "--tile merges boxes"),
         (["export", run, *out], "has masks"),
         (["evaluate", run, str(of_instances.data), "--task", "panoptic"], "take --task instance"),
         (["evaluate", tiny_checkpoint(), str(of_instances.data), "--task", "instance"], "a detector without masks"),
     ):
         assert main(words) == 2
         assert says in capsys.readouterr().err
+
+
+def test_tiles_give_masks_of_the_whole_image(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a fresh mask head
+        model = DetrForSegmentation.from_detector(tiny_checkpoint()).eval()
+    processor = DetrImageProcessor.from_pretrained(tiny_checkpoint())
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    image = digit_scenes(1, image_size=160, max_objects=8, seed=3, split="test")[0]["image"]
+    image.save(tmp_path / "large.png")
+    words = [str(tmp_path / "model"), str(tmp_path / "large.png"), "--output", str(tmp_path / "out"), "--tile", "96"]
+    assert main(["predict", *words, "--device", "cpu", "--no-drawings"]) == 0
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+
+    tiles, found = tile_corners((160, 160), 96, 0.2), []
+    for tile in tiles:
+        part = image.crop(tile)
+        with torch.no_grad():
+            outputs = model(**processor(images=part, return_tensors="pt"))
+        sizes = {"target_sizes": [part.size[::-1]], "processed_sizes": [(96, 96)]}
+        found += processor.post_process_masks(outputs, threshold=0.5, **sizes)
+    expected = merge_tiles(found, tiles)
+    assert len(expected["masks"]) > 2
+    assert all(mask["size"] == [160, 160] for mask in expected["masks"])
+    assert [row["segmentation"] for row in rows] == expected["masks"]
 
 
 def test_masks_have_a_report_and_thresholds_and_segments_have_none(of_instances, of_segments, tmp_path, capsys):
@@ -197,6 +223,9 @@ def test_masks_have_a_report_and_thresholds_and_segments_have_none(of_instances,
     saved = json.loads((run / "preprocessor_config.json").read_text())["class_thresholds"]
     assert saved
     assert all(0 < threshold < 1 for threshold in saved.values())
+    words = [str(of_segments.run), str(of_segments.data / "test"), "--output", str(tmp_path / "out"), "--tile", "64"]
+    assert main(["predict", *words]) == 2
+    assert "--tile merges objects, and stuff is none" in capsys.readouterr().err
     for words in (["--report", str(page)], ["--save-thresholds"]):
         assert main(["evaluate", str(of_segments.run), str(of_segments.data), *words]) == 2
         assert "take --task instance for the masks" in capsys.readouterr().err

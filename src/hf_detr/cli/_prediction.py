@@ -55,8 +55,11 @@ class Predictor:
         saved = [processor.threshold_of(label) for label in range(model.config.num_labels)]
         self.lowest_threshold = min(saved) if threshold is None else threshold
         self.task = task_of(model)
-        if tile_px and self.task != "detection":
-            raise ValueError("--tile merges boxes and not masks; leave it out with a model that has masks.")
+        if tile_px and self.task == "panoptic":
+            raise ValueError(
+                "--tile merges objects, and stuff is none: a panoptic map shares out the pixels of one view, and "
+                "those of several do not add up to one. Leave it out, or take a model of instances."
+            )
         self.waited_s = 0.0  # how long the model stood still because the next images were not there yet
         self._of_tiles: list[dict[str, Tensor]] = []
 
