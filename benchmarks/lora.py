@@ -63,8 +63,8 @@ def main() -> None:
     train, collate = transform_dataset(scenes, DetectionTransform(processor)), DetectionCollator()
     batches = torch.Generator().manual_seed(0)
     order = [torch.randint(len(train), (16,), generator=batches).tolist() for _ in range(args.steps)]
-    result = {**environment.describe(torch.device("cpu"), quick=True), **environment.stamp(), "steps": args.steps}
-    result |= {"images": args.images, "contestants": {}}
+    result = {"program": "lora", "environment": environment.describe(torch.device("cpu"), quick=True)}
+    result |= {"stamp": environment.stamp(), "steps": args.steps, "images": args.images, "contestants": {}}
     print("| trained | weights | AP | AP50 | CPU seconds |\n| --- | ---: | ---: | ---: | ---: |")
     for name, (_, _, rate) in CONTESTANTS.items():
         torch.manual_seed(0)

@@ -16,7 +16,7 @@ IOU = 0.5  # of every figure here, as usual for counts of errors
 # TIDE (Bolya et al. 2020), in the order of the page
 ERRORS = {
     "Cls": "classification: right place, wrong class",
-    "Loc": "localisation: right class, box too far off",
+    "Loc": "localisation: right class, too far off",
     "Both": "both of these",
     "Dupe": "duplicate of a better detection",
     "Bkg": "background: nothing is there",

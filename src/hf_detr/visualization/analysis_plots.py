@@ -20,7 +20,7 @@ def precision_recall_figure(analysis: Analysis) -> tuple[Figure, str]:
     """Precision against recall of every class at IoU 0.5; the figure and its caption."""
     figure, axes = _figure()
     more = _draw_lines(axes, analysis, ("recall", "precision"), ("recall", "precision"))
-    return figure, f"Precision against recall, IoU {_of(analysis)}0.5.{more}"
+    return figure, f"Precision against recall, {_iou(analysis)} 0.5.{more}"
 
 
 def threshold_figure(analysis: Analysis) -> tuple[Figure, str]:
@@ -49,7 +49,7 @@ def confusion_figure(analysis: Analysis) -> tuple[Figure, str]:
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=ink)
     threshold = analysis.overall.threshold or 0.0
     return figure, (
-        f"Objects of each class (rows) and what was found there, scores above {threshold:.2f}, IoU {_of(analysis)}0.5."
+        f"Objects of each class (rows) and what was found there, scores above {threshold:.2f}, {_iou(analysis)} 0.5."
     )
 
 
@@ -85,8 +85,8 @@ def _figure(size_in: tuple[float, float] = (5.5, 4.0)) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _of(analysis: Analysis) -> str:
-    return "of masks " if analysis.iou_type == "segm" else ""
+def _iou(analysis: Analysis) -> str:
+    return "mask IoU" if analysis.iou_type == "segm" else "IoU"
 
 
 def _draw_lines(axes: Axes, analysis: Analysis, fields: tuple[str, str], titles: tuple[str, str]) -> str:
