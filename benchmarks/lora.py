@@ -54,7 +54,7 @@ def start(name: str, names: dict[int, str]) -> nn.Module:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--images", type=int, default=800, help="to train on")
     parser.add_argument("--output", type=Path, default=environment.REPOSITORY / "benchmarks/results/lora_cpu.json")
     args = parser.parse_args()

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from hf_detr import DetrImageProcessor
+from hf_detr import CocoEvaluator, DetrImageProcessor, PanopticEvaluator
 
 from .mask_outputs import scenes
 from .test_post_processing import LEFT, RIGHT, outputs_of
@@ -79,6 +79,17 @@ def test_segments_and_masks_keep_what_scores_above_the_threshold_of_its_class():
         assert {(one["label_id"], one["score"]) for one in kept} >= set(wanted)
         assert all(one["score"] > bar[one["label_id"]] for one in kept)
         assert len(kept) < len(low)
+
+
+def test_what_is_measured_does_not_depend_on_saved_thresholds():
+    """AP takes every score, and panoptic quality what is above 0.5."""
+    plain, saved = DetrImageProcessor(), DetrImageProcessor(class_thresholds=dict.fromkeys(range(7), 1.0))
+    outputs, sizes = scenes(0), [(60, 70), (33, 99)]
+    assert len(saved.post_process_object_detection(outputs)[0]["scores"]) == 0
+    for evaluator in (CocoEvaluator(), CocoEvaluator(iou_type="segm"), PanopticEvaluator()):
+        both = [evaluator.post_process(one, outputs, sizes, None) for one in (plain, saved)]
+        for one, other in zip(*both, strict=True):
+            assert str(one) == str(other)
 
 
 def test_a_file_with_thresholds_is_read_here_and_by_stock_which_passes_them_over(tmp_path, outputs):
