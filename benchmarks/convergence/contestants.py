@@ -19,11 +19,15 @@ DEFAULTS = {
     "denoising_label_noise": 0.2,
     "query_groups": 1,
     "encoder_auxiliary_loss": False,
+    "iou_aware_classification": False,
     "averages": False,  # the moving average of recipe="fast"
     "class_head_rate": 1.0,  # times the transformer's learning rate
     "rate": 1.0,  # times the learning rates of the case
     "batch": 1.0,  # times the batch size of the case
     "clip": 1.0,  # the gradients' largest norm
+    "beta2": 0.999,  # of AdamW
+    "muon": False,  # for the matrices of the transformer, with the rate of AdamW
+    "mixed_precision": True,  # where the case has it
     "schedule": "cosine",  # of `one_run.rate_at`
     "example_recipe": False,  # the optimizer of transformers' example and guide
     "restored": False,  # stock, with the activations in the backbone's norms that it drops
@@ -64,6 +68,10 @@ CONTESTANTS: dict[str, dict] = {
     "fast-denoising-step": {**FAST_DENOISING, "schedule": "step"},
     "fast-denoising-batch-half": {**FAST_DENOISING, "batch": 0.5},
     "fast-denoising-clip": {**FAST_DENOISING, "clip": 0.1},
+    "fast-denoising-iou-aware": {**FAST_DENOISING, "iou_aware_classification": True},
+    "fast-denoising-beta2": {**FAST_DENOISING, "beta2": 0.98},
+    "fast-denoising-muon": {**FAST_DENOISING, "muon": True},
+    "fast-denoising-fp32": {**FAST_DENOISING, "mixed_precision": False},
     "fast-denoising-head-rate-3": {**FAST_DENOISING, "class_head_rate": 3.0},
     "paper-rate-half": {"rate": 0.5},
     "fast-rate-half": {**FAST, "rate": 0.5},
@@ -117,14 +125,26 @@ def _put_activations_back(model: nn.Module) -> None:
             backbone.set_submodule(name, nn.Sequential(frozen, norm.act))
 
 
-def make_optimizer(model: nn.Module, settings: dict, rate: float, backbone_rate: float) -> torch.optim.Optimizer:
-    """AdamW, weight decay 1e-4: `rate` for all but the backbone, `backbone_rate` for that."""
+def make_optimizers(
+    model: nn.Module, settings: dict, rate: float, backbone_rate: float
+) -> list[torch.optim.Optimizer]:
+    """AdamW, weight decay 1e-4: `rate` for all but the backbone, `backbone_rate` for that. With "muon" a second one for
+    the matrices of the transformer."""
     if settings["example_recipe"]:
         trained = [p for p in model.parameters() if p.requires_grad]
-        return torch.optim.AdamW(trained, lr=5e-5, weight_decay=1e-4, fused=True)
+        return [torch.optim.AdamW(trained, lr=5e-5, weight_decay=1e-4, fused=True)]
     rates = {"class_labels_classifier": rate * settings["class_head_rate"], "backbone": backbone_rate, "": rate}
     groups = {part: {"params": [], "lr": part_rate} for part, part_rate in rates.items()}
+    matrices = []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if not parameter.requires_grad:
+            continue
+        if settings["muon"] and parameter.ndim == 2 and {"encoder", "decoder"} & set(name.split(".")):
+            matrices.append(parameter)
+        else:
             groups[next((part for part in rates if part in name.split(".")), "")]["params"].append(parameter)
-    return torch.optim.AdamW(list(groups.values()), weight_decay=1e-4, fused=True)
+    betas = (0.9, settings["beta2"])
+    optimizers = [torch.optim.AdamW(list(groups.values()), weight_decay=1e-4, betas=betas, fused=True)]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, lr=rate, weight_decay=1e-4, adjust_lr_fn="match_rms_adamw"))
+    return optimizers

@@ -19,7 +19,7 @@ from hf_detr.training import evaluate_model
 from hf_detr.training.ema import WeightAverage
 
 from .cases import write_start
-from .contestants import make_model, make_optimizer
+from .contestants import make_model, make_optimizers
 
 
 def train(prepared: Path, start: Path, settings: dict, seed: int, minutes: float, points: int, device: str) -> dict:
@@ -28,8 +28,10 @@ def train(prepared: Path, start: Path, settings: dict, seed: int, minutes: float
     write_start(case, start, seed)
     torch.manual_seed(seed)
     model = make_model(start, settings).to(device)
-    optimizer = make_optimizer(model, settings, case.rate * settings["rate"], case.backbone_rate * settings["rate"])
-    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizers = make_optimizers(model, settings, case.rate * settings["rate"], case.backbone_rate * settings["rate"])
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    rates = [group["lr"] for group in groups]
+    mixed_precision = case.mixed_precision and settings["mixed_precision"]
     clip = 0.01 if settings["example_recipe"] else settings["clip"]
     batch_size = round(case.batch_size * settings["batch"])
     now = time.perf_counter if device == "cuda" else time.process_time
@@ -47,19 +49,20 @@ def train(prepared: Path, start: Path, settings: dict, seed: int, minutes: float
                 break
         begun = now()
         rate = rate_at(clock / budget, settings["schedule"])
-        for group, full in zip(optimizer.param_groups, rates, strict=True):
+        for group, full in zip(groups, rates, strict=True):
             group["lr"] = full * rate
         if len(order) < batch_size:
             order = list(range(len(case.labels)))
             orders.shuffle(order)
         chosen, order = order[:batch_size], order[batch_size:]
         pixels, labels = _batch(case, chosen, flips, device)
-        with torch.autocast(device, torch.bfloat16, enabled=case.mixed_precision):
+        with torch.autocast(device, torch.bfloat16, enabled=mixed_precision):
             loss = model(pixels, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         step += 1
         if average:
             average.update(model, step)

@@ -36,6 +36,7 @@ _OWN_FIELDS = (
     "denoising_label_noise",
     "query_groups",
     "encoder_auxiliary_loss",
+    "iou_aware_classification",
     "chunk_size_backbone",
     "chunk_size_masks",
     "mask_loss_resolution",
@@ -175,6 +176,7 @@ class DetrConfig(PreTrainedConfig):
     denoising_label_noise: float = 0.2
     query_groups: int = 1
     encoder_auxiliary_loss: bool = False
+    iou_aware_classification: bool = False
     chunk_size_backbone: int = 0
     chunk_size_masks: int = 25
     mask_loss_resolution: str = "image"
@@ -340,7 +342,7 @@ class DetrConfig(PreTrainedConfig):
         require_counts(
             self, ("encoder_layers", "denoising_queries", "chunk_size_backbone", "chunk_size_masks"), least=0
         )
-        flags = ("encoder_auxiliary_loss", "auxiliary_loss", "freeze_backbone_norms", "dilation")
+        flags = ("encoder_auxiliary_loss", "iou_aware_classification", "auxiliary_loss", "freeze_backbone_norms", "dilation")
         flags += ("mask_loss_on_padding", "freeze_detector")
         require(self, flags, "True or False", lambda v: isinstance(v, bool))
         noises = ("denoising_box_noise", "denoising_label_noise")
