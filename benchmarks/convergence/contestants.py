@@ -10,6 +10,8 @@ from torch import nn
 
 import hf_detr
 
+from .variants import predict_absolute_boxes, start_with_local_attention
+
 # What a contestant may set; whatever is left out is as here.
 DEFAULTS = {
     "package": "hf_detr",  # or "stock", transformers' own model
@@ -20,6 +22,8 @@ DEFAULTS = {
     "query_groups": 1,
     "encoder_auxiliary_loss": False,
     "iou_aware_classification": False,
+    "encoder_absolute": False,  # see `variants`
+    "local_start": 0.0,  # the gain; see `variants`
     "averages": False,  # the moving average of recipe="fast"
     "class_head_rate": 1.0,  # times the transformer's learning rate
     "rate": 1.0,  # times the learning rates of the case
@@ -69,6 +73,8 @@ CONTESTANTS: dict[str, dict] = {
     "fast-denoising-batch-half": {**FAST_DENOISING, "batch": 0.5},
     "fast-denoising-clip": {**FAST_DENOISING, "clip": 0.1},
     "fast-denoising-iou-aware": {**FAST_DENOISING, "iou_aware_classification": True},
+    "fast-denoising-encoder-absolute": {**FAST_DENOISING, "encoder_absolute": True},
+    "fast-denoising-local-start": {**FAST_DENOISING, "local_start": 2.0},
     "fast-denoising-beta2": {**FAST_DENOISING, "beta2": 0.98},
     "fast-denoising-muon": {**FAST_DENOISING, "muon": True},
     "fast-denoising-fp32": {**FAST_DENOISING, "mixed_precision": False},
@@ -99,7 +105,12 @@ def make_model(start: Path, settings: dict) -> nn.Module:
                 _put_activations_back(model)
             return model.train()
         fields = hf_detr.DetrConfig.from_pretrained(start).to_dict().keys() & settings.keys()
-        return hf_detr.DetrForObjectDetection.from_pretrained(start, **{f: settings[f] for f in fields}).train()
+        model = hf_detr.DetrForObjectDetection.from_pretrained(start, **{f: settings[f] for f in fields}).train()
+        if settings["encoder_absolute"]:
+            predict_absolute_boxes(model)
+        if settings["local_start"]:
+            start_with_local_attention(model, settings["local_start"])
+        return model
 
 
 def _thaw_norms(module: nn.Module) -> None:
@@ -125,9 +136,7 @@ def _put_activations_back(model: nn.Module) -> None:
             backbone.set_submodule(name, nn.Sequential(frozen, norm.act))
 
 
-def make_optimizers(
-    model: nn.Module, settings: dict, rate: float, backbone_rate: float
-) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, settings: dict, rate: float, backbone_rate: float) -> list[torch.optim.Optimizer]:
     """AdamW, weight decay 1e-4: `rate` for all but the backbone, `backbone_rate` for that. With "muon" a second one for
     the matrices of the transformer."""
     if settings["example_recipe"]:
