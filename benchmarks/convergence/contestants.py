@@ -38,6 +38,12 @@ DEFAULTS = {
     "share_of_time": 1.0,  # trains for a part of the time, with the whole schedule in it
 }
 
+# The settings that are fields of the package's configuration; the last three make training-only modules.
+FIELDS = (
+    "auxiliary_loss", "denoising_box_noise", "denoising_label_noise", "iou_aware_classification", "query_groups",
+    "denoising_queries", "encoder_auxiliary_loss",
+)  # fmt: skip
+
 # recipe="fast", which a test compares with the package's
 FAST = {"encoder_auxiliary_loss": True, "class_head_rate": 10.0, "averages": True}
 FAST_DENOISING = {**FAST, "denoising_queries": 3}
@@ -104,8 +110,9 @@ def make_model(start: Path, settings: dict) -> nn.Module:
             if settings["restored"]:
                 _put_activations_back(model)
             return model.train()
-        fields = hf_detr.DetrConfig.from_pretrained(start).to_dict().keys() & settings.keys()
-        model = hf_detr.DetrForObjectDetection.from_pretrained(start, **{f: settings[f] for f in fields}).train()
+        model = hf_detr.DetrForObjectDetection.from_pretrained(start, **{f: settings[f] for f in FIELDS}).train()
+        if (model.training_only is None) == any(settings[f] != DEFAULTS[f] for f in FIELDS[-3:]):
+            raise RuntimeError(f"{settings} and {model.training_only} do not agree.")
         if settings["encoder_absolute"]:
             predict_absolute_boxes(model)
         if settings["local_start"]:
