@@ -28,6 +28,7 @@ DEFAULTS = {
     "class_head_rate": 1.0,  # times the transformer's learning rate
     "rate": 1.0,  # times the learning rates of the case
     "batch": 1.0,  # times the batch size of the case
+    "small_share": 0.0,  # of the clock, in which images are `SMALL_SCALE` as large
     "clip": 1.0,  # the gradients' largest norm
     "beta2": 0.999,  # of AdamW
     "muon": False,  # for the matrices of the transformer, with the rate of AdamW
@@ -43,6 +44,8 @@ FIELDS = (
     "auxiliary_loss", "denoising_box_noise", "denoising_label_noise", "iou_aware_classification", "query_groups",
     "denoising_queries", "encoder_auxiliary_loss",
 )  # fmt: skip
+
+SMALL_SCALE = 2 / 3
 
 # recipe="fast", which a test compares with the package's
 FAST = {"encoder_auxiliary_loss": True, "class_head_rate": 10.0, "averages": True}
@@ -81,6 +84,7 @@ CONTESTANTS: dict[str, dict] = {
     "fast-denoising-iou-aware": {**FAST_DENOISING, "iou_aware_classification": True},
     "fast-denoising-encoder-absolute": {**FAST_DENOISING, "encoder_absolute": True},
     "fast-denoising-local-start": {**FAST_DENOISING, "local_start": 2.0},
+    "fast-denoising-progressive": {**FAST_DENOISING, "small_share": 0.6},
     "fast-denoising-beta2": {**FAST_DENOISING, "beta2": 0.98},
     "fast-denoising-muon": {**FAST_DENOISING, "muon": True},
     "fast-denoising-fp32": {**FAST_DENOISING, "mixed_precision": False},

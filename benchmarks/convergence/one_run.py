@@ -14,12 +14,13 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from hf_detr.training import evaluate_model
 from hf_detr.training.ema import WeightAverage
 
 from .cases import write_start
-from .contestants import make_model, make_optimizers
+from .contestants import SMALL_SCALE, make_model, make_optimizers
 
 
 def train(prepared: Path, start: Path, settings: dict, seed: int, minutes: float, points: int, device: str) -> dict:
@@ -56,6 +57,8 @@ def train(prepared: Path, start: Path, settings: dict, seed: int, minutes: float
             orders.shuffle(order)
         chosen, order = order[:batch_size], order[batch_size:]
         pixels, labels = _batch(case, chosen, flips, device)
+        if clock < budget * settings["small_share"]:
+            pixels = F.interpolate(pixels, scale_factor=SMALL_SCALE, mode="bilinear", antialias=True)
         with torch.autocast(device, torch.bfloat16, enabled=mixed_precision):
             loss = model(pixels, labels=labels).loss
         loss.backward()
