@@ -287,7 +287,7 @@ def test_a_damaged_image_is_named_when_another_is_mixed_with_it(coco_dir):
     )
     (coco_dir / "train2017" / "b.png").unlink()
     with pytest.raises(ValueError, match=r"image_id 101 \(.*b\.png\): no such file"):
-        list(rows)
+        list(rows.select([0] * 12))
 
 
 def test_for_the_closing_a_transform_leaves_out_what_is_to_end():
