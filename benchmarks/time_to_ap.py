@@ -62,7 +62,8 @@ def run_all(args: argparse.Namespace, prepared: Path, recorded: dict, results: P
     def work(job: tuple[int, str]) -> None:
         seed, name = job
         earlier = recorded["runs"].get(name, {}).get(str(seed))
-        if earlier and DEFAULTS | earlier["settings"] == settings_of(name):
+        # a setting that came later had its default
+        if earlier is not None and {**DEFAULTS, **earlier["settings"]} == settings_of(name):
             return
         core = cores.get()
         try:

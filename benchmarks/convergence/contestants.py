@@ -34,6 +34,7 @@ DEFAULTS = {
     "muon": False,  # for the matrices of the transformer, with the rate of AdamW
     "mixed_precision": True,  # where the case has it
     "schedule": "cosine",  # of `one_run.rate_at`
+    "augment": "none",  # but for flips; or "paper" or "strong", of `DetectionTransform`, for cases with rows
     "example_recipe": False,  # the optimizer of transformers' example and guide
     "restored": False,  # stock, with the activations in the backbone's norms that it drops
     "share_of_time": 1.0,  # trains for a part of the time, with the whole schedule in it
@@ -89,6 +90,8 @@ CONTESTANTS: dict[str, dict] = {
     "fast-denoising-muon": {**FAST_DENOISING, "muon": True},
     "fast-denoising-fp32": {**FAST_DENOISING, "mixed_precision": False},
     "fast-denoising-head-rate-3": {**FAST_DENOISING, "class_head_rate": 3.0},
+    "fast-denoising-augment-paper": {**FAST_DENOISING, "augment": "paper"},
+    "fast-denoising-augment-strong": {**FAST_DENOISING, "augment": "strong"},
     "paper-rate-half": {"rate": 0.5},
     "fast-rate-half": {**FAST, "rate": 0.5},
 }

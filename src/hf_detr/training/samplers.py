@@ -1,14 +1,13 @@
 """Which image comes when, and with which random numbers: all from seed, epoch and index, so that a run can resume."""
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from ..data.random_numbers import mixed, seeded
 from ..data.sampler import AspectRatioBatchSampler
 
 
@@ -86,26 +85,6 @@ class EpochOrder(Sampler[int]):
             self.by_shape.set_epoch(epoch)
             order = (index for batch in self.by_shape for index in batch)
         elif self.shuffle:
-            generator = torch.Generator().manual_seed(_mixed(self.samples.seed, epoch))
+            generator = torch.Generator().manual_seed(mixed(self.samples.seed, epoch))
             order = torch.randperm(count, generator=generator).tolist()
         yield from (epoch * count + index for index in order)
-
-
-def _mixed(*numbers: int) -> int:
-    return int(np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
-
-
-@contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
-    """Within, the host's global random numbers follow from `numbers`; afterwards they go on as if nothing had been."""
-    seed = _mixed(*numbers)
-    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002, users' augmentations may draw from it
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_rng_state(torch_state)
