@@ -160,7 +160,8 @@ def _facts(
             "image size": ", ".join(f"{name} {value}" for name, value in dict(trainer.processing_class.size).items()),
             "recipe": args.recipe
             + (f", {config.denoising_queries} noised copies of each target" if config.denoising_queries else "")
-            + (", a loss for the encoder's cells" if config.encoder_auxiliary_loss else ""),
+            + (", a loss for the encoder's cells" if config.encoder_auxiliary_loss else "")
+            + (", IoU-aware classification" if config.iou_aware_classification else ""),
             "averaged weights": f"decay {args.ema:g}" if args.ema else "yes" if settings.averages_weights else "no",
             "precision": "bf16" if settings.bf16 else "fp16" if settings.fp16 else "fp32",
             "bad boxes": args.on_bad_box + (f", {bad} found" if (bad := _bad_boxes(report)) else ""),

@@ -61,6 +61,10 @@ class SetCriterion:
     Each layer's loss is `ce + bbox_loss_coefficient * l1 + giou_loss_coefficient * (1 - giou)`, of which the first is a
     mean over all queries, weighted by `eos_coefficient` where no object is matched, and the others are means over the
     objects. No parameters; `from_config` makes it from a `DetrConfig`.
+
+    With `iou_aware_classification` a matched query owes its class the square root of its box's IoU and "no object" the
+    rest, so that scores rank detections by how well they fit as well (Zhang et al., VarifocalNet, 2021, for one-stage
+    detectors and their sigmoids; here for DETR's softmax, with the root so that a fresh model's class head learns too).
     """
 
     matcher: HungarianMatcher = field(default_factory=HungarianMatcher)

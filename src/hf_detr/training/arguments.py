@@ -24,7 +24,8 @@ class DetrTrainingArguments(TrainingArguments):
     Fields of this class:
         recipe: "paper", or "fast" for the best combination of training-only parts that was measured (docs/results.md);
             None leaves the model as its configuration says. What it sets, the fields below can set otherwise.
-        denoising_queries, query_groups, encoder_auxiliary_loss: as in `DetrConfig`; None: as the recipe says.
+        denoising_queries, query_groups, encoder_auxiliary_loss, iou_aware_classification: as in `DetrConfig`; None: as
+            the recipe says.
         backbone_learning_rate: of all parameters of the backbone that train.
         class_head_learning_rate: of the class head, which starts afresh where the classes are new. None: as the recipe
             says, ten times `learning_rate` with "fast", `learning_rate` otherwise.
@@ -65,6 +66,7 @@ class DetrTrainingArguments(TrainingArguments):
     denoising_queries: int | None = field(default=None, metadata={"help": "Noised copies of each target."})
     query_groups: int | None = field(default=None, metadata={"help": "Groups of object queries, matched each."})
     encoder_auxiliary_loss: bool | None = field(default=None, metadata={"help": "A loss for the encoder's cells."})
+    iou_aware_classification: bool | None = field(default=None, metadata={"help": "Classes owed as boxes fit."})
     ema_decay: float | None = field(default=None, metadata={"help": "Average the weights, with this decay a step."})
     early_stopping_patience: int | None = field(default=None, metadata={"help": "Evaluations without a better AP."})
     early_stopping_threshold: float = field(default=0.0, metadata={"help": "By how much AP must be better."})

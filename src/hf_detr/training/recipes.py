@@ -15,7 +15,7 @@ class Recipe:
     """Values for what the user leaves open.
 
     Attributes:
-        denoising_queries, query_groups, encoder_auxiliary_loss: as in `DetrConfig`.
+        denoising_queries, query_groups, encoder_auxiliary_loss, iou_aware_classification: as in `DetrConfig`.
         class_head_rate: the class head's learning rate, times the transformer's.
         averages: keep a moving average of the weights, over a share of the steps so far; see `WeightAverage`.
     """
@@ -23,16 +23,23 @@ class Recipe:
     denoising_queries: int = 0
     query_groups: int = 1
     encoder_auxiliary_loss: bool = False
+    iou_aware_classification: bool = False
     class_head_rate: float = 1.0
     averages: bool = False
 
 
 RECIPES = {
     "paper": Recipe(),
-    "fast": Recipe(encoder_auxiliary_loss=True, class_head_rate=10.0, averages=True),
+    "fast": Recipe(
+        denoising_queries=3,
+        encoder_auxiliary_loss=True,
+        iou_aware_classification=True,
+        class_head_rate=10.0,
+        averages=True,
+    ),
 }
 # What a recipe says about the model, and a user may say otherwise.
-MODEL_SETTINGS = ("denoising_queries", "query_groups", "encoder_auxiliary_loss")
+MODEL_SETTINGS = ("denoising_queries", "query_groups", "encoder_auxiliary_loss", "iou_aware_classification")
 
 
 def apply_recipe(model: nn.Module, recipe: str | None, **overrides: Any) -> dict[str, Any]:
