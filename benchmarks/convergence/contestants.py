@@ -9,6 +9,7 @@ import transformers
 from torch import nn
 
 import hf_detr
+from hf_detr.training.muon import MuonAdamW
 
 from .variants import predict_absolute_boxes, start_with_local_attention
 
@@ -88,6 +89,19 @@ CONTESTANTS: dict[str, dict] = {
     "fast-denoising-progressive": {**FAST_DENOISING, "small_share": 0.6},
     "fast-denoising-beta2": {**FAST_DENOISING, "beta2": 0.98},
     "fast-denoising-muon": {**FAST_DENOISING, "muon": True},
+    "fast-denoising-iou-aware-muon": {**FAST_DENOISING, "iou_aware_classification": True, "muon": True},
+    "fast-denoising-iou-aware-muon-batch-half": {
+        **FAST_DENOISING,
+        "iou_aware_classification": True,
+        "muon": True,
+        "batch": 0.5,
+    },
+    "fast-denoising-iou-aware-muon-batch-quarter": {
+        **FAST_DENOISING,
+        "iou_aware_classification": True,
+        "muon": True,
+        "batch": 0.25,
+    },
     "fast-denoising-fp32": {**FAST_DENOISING, "mixed_precision": False},
     "fast-denoising-head-rate-3": {**FAST_DENOISING, "class_head_rate": 3.0},
     "fast-denoising-augment-paper": {**FAST_DENOISING, "augment": "paper"},
@@ -150,24 +164,23 @@ def _put_activations_back(model: nn.Module) -> None:
             backbone.set_submodule(name, nn.Sequential(frozen, norm.act))
 
 
-def make_optimizers(model: nn.Module, settings: dict, rate: float, backbone_rate: float) -> list[torch.optim.Optimizer]:
-    """AdamW, weight decay 1e-4: `rate` for all but the backbone, `backbone_rate` for that. With "muon" a second one for
-    the matrices of the transformer."""
+def make_optimizer(model: nn.Module, settings: dict, rate: float, backbone_rate: float) -> torch.optim.Optimizer:
+    """AdamW, weight decay 1e-4: `rate` for all but the backbone, `backbone_rate` for that. With "muon", Muon for the
+    matrices of the transformer."""
     if settings["example_recipe"]:
         trained = [p for p in model.parameters() if p.requires_grad]
-        return [torch.optim.AdamW(trained, lr=5e-5, weight_decay=1e-4, fused=True)]
+        return torch.optim.AdamW(trained, lr=5e-5, weight_decay=1e-4, fused=True)
     rates = {"class_labels_classifier": rate * settings["class_head_rate"], "backbone": backbone_rate, "": rate}
     groups = {part: {"params": [], "lr": part_rate} for part, part_rate in rates.items()}
-    matrices = []
+    matrices = {"params": [], "lr": rate, "orthogonal": True}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if settings["muon"] and parameter.ndim == 2 and {"encoder", "decoder"} & set(name.split(".")):
-            matrices.append(parameter)
+        path = name.split(".")
+        if settings["muon"] and parameter.ndim == 2 and "layers" in path and {"encoder", "decoder"} & set(path):
+            matrices["params"].append(parameter)
         else:
-            groups[next((part for part in rates if part in name.split(".")), "")]["params"].append(parameter)
-    betas = (0.9, settings["beta2"])
-    optimizers = [torch.optim.AdamW(list(groups.values()), weight_decay=1e-4, betas=betas, fused=True)]
-    if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=rate, weight_decay=1e-4, adjust_lr_fn="match_rms_adamw"))
-    return optimizers
+            groups[next((part for part in rates if part in path), "")]["params"].append(parameter)
+    if settings["muon"]:
+        return MuonAdamW([*groups.values(), matrices], weight_decay=1e-4, betas=(0.9, settings["beta2"]))
+    return torch.optim.AdamW(list(groups.values()), weight_decay=1e-4, betas=(0.9, settings["beta2"]), fused=True)

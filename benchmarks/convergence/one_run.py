@@ -23,7 +23,7 @@ from hf_detr.training import evaluate_model
 from hf_detr.training.ema import WeightAverage
 
 from .cases import Case, write_start
-from .contestants import SMALL_SCALE, make_model, make_optimizers
+from .contestants import SMALL_SCALE, make_model, make_optimizer
 
 CLOSING = 0.9  # of the clock, after which images are augmented no more than they must
 
@@ -34,9 +34,8 @@ def train(prepared: Path, start: Path, settings: dict, seed: int, minutes: float
     write_start(case, start, seed)
     torch.manual_seed(seed)
     model = make_model(start, settings).to(device)
-    optimizers = make_optimizers(model, settings, case.rate * settings["rate"], case.backbone_rate * settings["rate"])
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    rates = [group["lr"] for group in groups]
+    optimizer = make_optimizer(model, settings, case.rate * settings["rate"], case.backbone_rate * settings["rate"])
+    rates = [group["lr"] for group in optimizer.param_groups]
     mixed_precision = case.mixed_precision and settings["mixed_precision"]
     clip = 0.01 if settings["example_recipe"] else settings["clip"]
     batch_size = round(case.batch_size * settings["batch"])
@@ -56,7 +55,7 @@ def train(prepared: Path, start: Path, settings: dict, seed: int, minutes: float
                 break
         begun = now()
         rate = rate_at(clock / budget, settings["schedule"])
-        for group, full in zip(groups, rates, strict=True):
+        for group, full in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = full * rate
         if len(order) < batch_size:
             order = list(range(len(case.labels)))
@@ -74,9 +73,8 @@ def train(prepared: Path, start: Path, settings: dict, seed: int, minutes: float
             loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         step += 1
         if average:
             average.update(model, step)
