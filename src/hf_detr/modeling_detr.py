@@ -594,8 +594,8 @@ class DetrForObjectDetection(DetrModelWithClasses):
         encoder_auxiliary_loss: bool | None = None,
         iou_aware_classification: bool | None = None,
     ) -> None:
-        """Changes which training-only parts and losses there are; what is left out stays, and so do weights that are there
-        already. Call it before the optimizer is made. New groups start from the object queries as they are. See
+        """Changes which training-only parts and losses there are; what is left out stays, and so do weights that are
+        there already. Call it before the optimizer is made. New groups start from the object queries as they are. See
         `DetrConfig`; ValueError likewise."""
         config = self.config
         changes = {
