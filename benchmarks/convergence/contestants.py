@@ -50,8 +50,16 @@ FIELDS = (
 SMALL_SCALE = 2 / 3
 
 # recipe="fast", which a test compares with the package's
-FAST = {"encoder_auxiliary_loss": True, "class_head_rate": 10.0, "averages": True}
-FAST_DENOISING = {**FAST, "denoising_queries": 3}
+FAST = {
+    "denoising_queries": 3,
+    "encoder_auxiliary_loss": True,
+    "iou_aware_classification": True,
+    "muon": True,
+    "class_head_rate": 10.0,
+    "averages": True,
+}
+# what the first round of the search for it started from
+BASE = {**FAST, "iou_aware_classification": False, "muon": False}
 
 CONTESTANTS: dict[str, dict] = {
     # transformers' object-detection example and guide: AdamW 5e-5 for everything, gradients clipped at 0.01
@@ -63,51 +71,53 @@ CONTESTANTS: dict[str, dict] = {
     "stock-restored": {"package": "stock", "auxiliary_loss": False, "restored": True},
     "stock-restored-auxiliary": {"package": "stock", "restored": True},
     "paper": {},
+    "paper-rate-half": {"rate": 0.5},
     "fast": FAST,
     "fast-third": {**FAST, "share_of_time": 1 / 3},
-    # one training-only part at a time
-    "average": {"averages": True},
-    "class-head-rate": {"class_head_rate": 10.0},
-    "encoder": {"encoder_auxiliary_loss": True},
+    "fast-fifth": {**FAST, "share_of_time": 0.2},
+    # one part of it at a time
     "denoising": {"denoising_queries": 3},
+    "encoder": {"encoder_auxiliary_loss": True},
+    "iou-aware": {"iou_aware_classification": True},
+    "muon": {"muon": True},
+    "class-head-rate": {"class_head_rate": 10.0},
+    "average": {"averages": True},
     "groups": {"query_groups": 3},
-    # what may be added to "fast", one at a time
-    "fast-denoising": FAST_DENOISING,
+    # all but one
+    "fast-without-denoising": {**FAST, "denoising_queries": 0},
+    "fast-without-encoder": {**FAST, "encoder_auxiliary_loss": False},
+    "fast-without-iou-aware": {**FAST, "iou_aware_classification": False},
+    "fast-without-muon": {**FAST, "muon": False},
+    "fast-without-class-head-rate": {**FAST, "class_head_rate": 1.0},
+    "fast-without-average": {**FAST, "averages": False},
+    # other numbers
     "fast-denoising-1": {**FAST, "denoising_queries": 1},
     "fast-denoising-6": {**FAST, "denoising_queries": 6},
-    "fast-denoising-box-noise": {**FAST_DENOISING, "denoising_box_noise": 0.8},
-    "fast-denoising-groups": {**FAST_DENOISING, "query_groups": 2},
-    "fast-denoising-rate-2": {**FAST_DENOISING, "rate": 2.0},
-    "fast-denoising-rate-half": {**FAST_DENOISING, "rate": 0.5},
-    "fast-denoising-one-cycle": {**FAST_DENOISING, "schedule": "one-cycle", "rate": 2.0},
-    "fast-denoising-step": {**FAST_DENOISING, "schedule": "step"},
-    "fast-denoising-batch-half": {**FAST_DENOISING, "batch": 0.5},
-    "fast-denoising-clip": {**FAST_DENOISING, "clip": 0.1},
-    "fast-denoising-iou-aware": {**FAST_DENOISING, "iou_aware_classification": True},
-    "fast-denoising-encoder-absolute": {**FAST_DENOISING, "encoder_absolute": True},
-    "fast-denoising-local-start": {**FAST_DENOISING, "local_start": 2.0},
-    "fast-denoising-progressive": {**FAST_DENOISING, "small_share": 0.6},
-    "fast-denoising-beta2": {**FAST_DENOISING, "beta2": 0.98},
-    "fast-denoising-muon": {**FAST_DENOISING, "muon": True},
-    "fast-denoising-iou-aware-muon": {**FAST_DENOISING, "iou_aware_classification": True, "muon": True},
-    "fast-denoising-iou-aware-muon-batch-half": {
-        **FAST_DENOISING,
-        "iou_aware_classification": True,
-        "muon": True,
-        "batch": 0.5,
-    },
-    "fast-denoising-iou-aware-muon-batch-quarter": {
-        **FAST_DENOISING,
-        "iou_aware_classification": True,
-        "muon": True,
-        "batch": 0.25,
-    },
-    "fast-denoising-fp32": {**FAST_DENOISING, "mixed_precision": False},
-    "fast-denoising-head-rate-3": {**FAST_DENOISING, "class_head_rate": 3.0},
-    "fast-denoising-augment-paper": {**FAST_DENOISING, "augment": "paper"},
-    "fast-denoising-augment-strong": {**FAST_DENOISING, "augment": "strong"},
-    "paper-rate-half": {"rate": 0.5},
+    "fast-box-noise": {**FAST, "denoising_box_noise": 0.8},
+    "fast-groups": {**FAST, "query_groups": 2},
+    "fast-rate-2": {**FAST, "rate": 2.0},
     "fast-rate-half": {**FAST, "rate": 0.5},
+    "fast-one-cycle": {**FAST, "schedule": "one-cycle", "rate": 2.0},
+    "fast-step": {**FAST, "schedule": "step"},
+    "fast-clip": {**FAST, "clip": 0.1},
+    "fast-head-rate-3": {**FAST, "class_head_rate": 3.0},
+    "fast-progressive": {**FAST, "small_share": 0.6},
+    "fast-augment-paper": {**FAST, "augment": "paper"},
+    "fast-augment-strong": {**FAST, "augment": "strong"},
+    "fast-batch-half": {**FAST, "batch": 0.5},
+    "fast-batch-quarter": {**FAST, "batch": 0.25},
+    "paper-batch-half": {"batch": 0.5, "rate": 0.5},
+    # the first round
+    "base": BASE,
+    "base-iou-aware": {**BASE, "iou_aware_classification": True},
+    "base-muon": {**BASE, "muon": True},
+    "base-progressive": {**BASE, "small_share": 0.6},
+    "base-batch-half": {**BASE, "batch": 0.5},
+    "base-clip": {**BASE, "clip": 0.1},
+    "base-beta2": {**BASE, "beta2": 0.98},
+    "base-fp32": {**BASE, "mixed_precision": False},
+    "base-local-start": {**BASE, "local_start": 2.0},
+    "base-encoder-absolute": {**BASE, "encoder_absolute": True},
 }
 
 

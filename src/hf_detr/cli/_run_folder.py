@@ -153,7 +153,8 @@ def _facts(
             "started from": started_from,
             "epochs": f"{epochs:g} ({counted(steps, 'step')})",
             "images a step": args.batch_size * args.gradient_accumulation * settings.world_size,
-            "optimizer": f"AdamW, weight decay {args.weight_decay:g}, gradients clipped at {args.clip:g}",
+            "optimizer": ("AdamW, Muon for the transformer's matrices" if settings.uses_muon else "AdamW")
+            + f", weight decay {args.weight_decay:g}, gradients clipped at {args.clip:g}",
             "learning rate": settings.rates_text,
             "schedule": "constant" if settings.lr_drop_at is None else f"/ 10 after {settings.lr_drop_at:.2f} of it",
             "augmentation": args.augment,

@@ -16,6 +16,7 @@ class Recipe:
 
     Attributes:
         denoising_queries, query_groups, encoder_auxiliary_loss, iou_aware_classification: as in `DetrConfig`.
+        muon: the transformer's linear layers move by orthogonal steps; see `MuonAdamW`.
         class_head_rate: the class head's learning rate, times the transformer's.
         averages: keep a moving average of the weights, over a share of the steps so far; see `WeightAverage`.
     """
@@ -24,6 +25,7 @@ class Recipe:
     query_groups: int = 1
     encoder_auxiliary_loss: bool = False
     iou_aware_classification: bool = False
+    muon: bool = False
     class_head_rate: float = 1.0
     averages: bool = False
 
@@ -34,6 +36,7 @@ RECIPES = {
         denoising_queries=3,
         encoder_auxiliary_loss=True,
         iou_aware_classification=True,
+        muon=True,
         class_head_rate=10.0,
         averages=True,
     ),
@@ -71,6 +74,13 @@ def averages_weights(recipe: str | None, ema_decay: float | None) -> bool:
     if ema_decay is not None:
         return ema_decay > 0
     return recipe is not None and RECIPES[recipe].averages
+
+
+def uses_muon(recipe: str | None, override: bool | None) -> bool:
+    """Whether the transformer's linear layers are for Muon: `override` before what the recipe says."""
+    if override is not None:
+        return override
+    return recipe is not None and RECIPES[recipe].muon
 
 
 def class_head_rate_of(recipe: str | None, learning_rate: float, override: float | None = None) -> float | None:
