@@ -190,6 +190,7 @@ def decide_batch_size(args: argparse.Namespace, model: Model, processor: DetrIma
         # an upright image beside a wide one is padded to a square of the longest edge
         edge = max(edge for edge in dict(processor.size).values() if edge)
         most = max(len(objects["bbox"]) for objects in train.select_columns("objects")["objects"])
+        most *= 4 if args.augment == "strong" else 1  # images of a mosaic
         with torch.random.fork_rng(device_type=device.type):
             attempt = copy.deepcopy(model)
             apply_recipe(attempt, args.recipe, **{name: getattr(args, name, None) for name in MODEL_SETTINGS})
