@@ -246,7 +246,7 @@ def test_settings_that_cannot_be_are_named(kind, wrong, message):
 
 @pytest.mark.parametrize("masks", [False, True])
 def test_the_strong_transform_takes_rows_of_its_data_set_and_gives_labels_of_their_pixels(masks):
-    scenes = shape_scenes(6, 48, task="instance")
+    scenes = shape_scenes(6, 48, task="panoptic" if masks else "instance")
     processor = DetrImageProcessor(size={"shortest_edge": 40, "longest_edge": 60})
     rows = transform_dataset(scenes, DetectionTransform(processor, "strong", masks=masks, boxes_from_masks=masks))
     for seed in range(3):
@@ -279,6 +279,13 @@ def test_images_are_mixed_with_the_rows_of_their_own_data_set_as_those_before_le
     assert len(seen) >= 16
     with pytest.raises(ValueError, match=r"mix images with others, and a stream has only the next one"):
         transform_dataset(load_detection_dataset(coco_dir, streaming=True), transform)
+
+
+def test_a_box_that_is_no_number_is_named_and_not_dropped():
+    row = scene((0, 1))
+    row["objects"]["bbox"][1][2] = float("nan")
+    with pytest.raises(ValueError, match="image_id 0: target boxes hold a NaN or an infinity, first object 1"):
+        LargeScaleJitter()(row)
 
 
 def test_a_damaged_image_is_named_when_another_is_mixed_with_it(coco_dir):

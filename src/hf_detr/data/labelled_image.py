@@ -59,7 +59,7 @@ class LabelledImage:
         pixels = load_image(image, place, do_convert_rgb=True, do_exif_transpose=False).clamp(0, 255).to(torch.uint8)
         if grey:
             pixels = pixels[:1] if image.mode == "L" else tvF.rgb_to_grayscale(pixels)
-        targets = read_targets(row, place)
+        targets = read_targets(row, place).check_boxes(place)
         boxes_xyxy_px = np.concatenate(
             (targets.boxes_xywh_px[:, :2], targets.boxes_xywh_px[:, :2] + targets.boxes_xywh_px[:, 2:]), axis=1
         )

@@ -182,10 +182,10 @@ class ColourJitter(ImageAugmentation):
     def __init__(
         self,
         probability: float = 1.0,
-        brightness: float = 0.3,
-        contrast: float = 0.3,
-        saturation: float = 0.3,
-        hue: float = 0.0,
+        brightness: float | tuple[float, float] = 0.2,
+        contrast: float | tuple[float, float] = 0.3,
+        saturation: float | tuple[float, float] = 0.3,
+        hue: float | tuple[float, float] = 0.0,
     ):
         super().__init__(probability)
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
