@@ -11,7 +11,7 @@ from torch import nn
 import hf_detr
 from hf_detr.training.muon import MuonAdamW
 
-from .variants import predict_absolute_boxes, start_with_local_attention
+from .variants import start_with_local_attention
 
 # What a contestant may set; whatever is left out is as here.
 DEFAULTS = {
@@ -23,7 +23,6 @@ DEFAULTS = {
     "query_groups": 1,
     "encoder_auxiliary_loss": False,
     "iou_aware_classification": False,
-    "encoder_absolute": False,  # see `variants`
     "local_start": 0.0,  # the gain; see `variants`
     "averages": False,  # the moving average of recipe="fast"
     "class_head_rate": 1.0,  # times the transformer's learning rate
@@ -117,7 +116,6 @@ CONTESTANTS: dict[str, dict] = {
     "base-beta2": {**BASE, "beta2": 0.98},
     "base-fp32": {**BASE, "mixed_precision": False},
     "base-local-start": {**BASE, "local_start": 2.0},
-    "base-encoder-absolute": {**BASE, "encoder_absolute": True},
 }
 
 
@@ -144,8 +142,6 @@ def make_model(start: Path, settings: dict) -> nn.Module:
         model = hf_detr.DetrForObjectDetection.from_pretrained(start, **{f: settings[f] for f in FIELDS}).train()
         if (model.training_only is None) == any(settings[f] != DEFAULTS[f] for f in FIELDS[-3:]):
             raise RuntimeError(f"{settings} and {model.training_only} do not agree.")
-        if settings["encoder_absolute"]:
-            predict_absolute_boxes(model)
         if settings["local_start"]:
             start_with_local_attention(model, settings["local_start"])
         return model

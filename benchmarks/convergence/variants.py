@@ -1,23 +1,9 @@
-"""Changes to a model that were tried for how soon it converges and are not in the package."""
-
-import types
+"""A change to a model that was tried for how soon it converges and is not in the package."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_detr.nn.position_embedding import sine_waves
-
-
-def predict_absolute_boxes(model: nn.Module) -> None:
-    """The encoder's training-only head predicts boxes in the image instead of from the cell's centre, so that the
-    memory has to hold where each cell lies, which the decoder reads from it."""
-
-    def forward(self, memory: Tensor, centres_xy: Tensor) -> tuple[Tensor, Tensor]:
-        memory = memory.to(self.classifier.weight.dtype)
-        return self.classifier(memory), self.box(memory).sigmoid()
-
-    head = model.training_only.encoder_head
-    head.forward = types.MethodType(forward, head)
 
 
 @torch.no_grad()
