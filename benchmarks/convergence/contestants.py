@@ -101,6 +101,7 @@ CONTESTANTS: dict[str, dict] = {
     "fast-clip": {**FAST, "clip": 0.1},
     "fast-head-rate-3": {**FAST, "class_head_rate": 3.0},
     "fast-progressive": {**FAST, "small_share": 0.6},
+    "fast-progressive-batch-half": {**FAST, "small_share": 0.6, "batch": 0.5},
     "fast-augment-paper": {**FAST, "augment": "paper"},
     "fast-augment-strong": {**FAST, "augment": "strong"},
     "fast-batch-half": {**FAST, "batch": 0.5},
