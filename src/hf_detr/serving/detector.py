@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 Thresholds = Mapping[int, float]  # label -> the score above which a detection of it is kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
     """What was found in one image; `rows` as `result_rows` gives them."""
 
@@ -83,10 +83,7 @@ class Detector:
                 if taken:
                     self._room.release(taken)
                 raise Refused("The server is busy: its queue is full. Try again in a moment.", 503)
-        futures = [self._pool.submit(self._detect, file, shown_name(name), thresholds) for file, name in files]
-        for future in futures:
-            future.add_done_callback(lambda _: self._room.release())
-        return futures
+        return [self._pool.submit(self._detect, file, shown_name(name), thresholds) for file, name in files]
 
     def look(self, file: Path, name: str, x: float, y: float, thresholds: Thresholds) -> Looked | None:
         """What the detection at a point looked at: the smallest box around (x, y), in [0, 1] of the image. None where
@@ -94,7 +91,10 @@ class Detector:
         recording = self._recordings.get(file)
         if recording is None:
             pixel_values = self._prepare(self.open(file, name), name)
-            recording = self._asked(name, self._queue.submit(self._record, pixel_values, key=object()))
+            try:
+                recording = self._queue.submit(self._record, pixel_values, key=object()).result()
+            except Exception as error:
+                raise self._failed(name, error) from error
             if len(self._recordings) >= _MOST_RECORDINGS:
                 self._recordings.pop(next(iter(self._recordings)), None)
             self._recordings[file] = recording
@@ -123,13 +123,14 @@ class Detector:
             image = self.open(file, name)
             height, width = image.shape[-2:]
             prepared = _Prepared(self._prepare(image, name), (height, width), name, thresholds)
+            key = (prepared.pixel_values.shape, *sorted(thresholds.items()))
+            return Found(name, width, height, self._queue.submit(self._find, prepared, key).result())
         except Refused:
             raise
         except Exception as error:
             raise self._failed(name, error) from error
-        key = (prepared.pixel_values.shape, *sorted(thresholds.items()))
-        rows = self._asked(name, self._queue.submit(self._find, prepared, key))
-        return Found(name, width, height, rows)
+        finally:
+            self._room.release()
 
     def _prepare(self, image: Tensor, name: str) -> Tensor:
         options = {"do_pad": False, "return_tensors": "pt", "input_data_format": "channels_first"}
@@ -137,13 +138,6 @@ class Detector:
             return self.processor(images=image, **options)["pixel_values"][0]
         except ValueError as error:
             raise Refused(f"{name}: {error}", 422) from error
-
-    def _asked(self, name: str, future: Future) -> Any:
-        """What the model's thread gives, its errors as sentences."""
-        try:
-            return future.result()
-        except Exception as error:
-            raise self._failed(name, error) from error
 
     def _failed(self, name: str, error: Exception) -> Refused:
         """The sentence for what is not the sender's fault."""

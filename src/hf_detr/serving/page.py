@@ -19,11 +19,15 @@ THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monos
 CSS = """
 .scroll { overflow-x: auto; }
 .scroll table { border-collapse: collapse; width: 100%; }
-.scroll th, .scroll td { padding: .25rem .6rem; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--border-color-primary); }
+.scroll table, .scroll tr, .scroll th, .scroll td { border-width: 0; }
+.scroll th, .scroll td { padding: .2rem .25rem; text-align: right; font-size: .85rem;
+  border-bottom-width: 1px; border-color: var(--border-color-primary); }
 .scroll th:first-child, .scroll td:first-child { text-align: left; }
 .problem { border-left: .25rem solid #d55e00; padding: .25rem .75rem; overflow-wrap: anywhere; }
 #title h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere; }
+#title a { margin: 0; padding: 0; }
+#gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); }
+#drawing img, #attention img { max-height: 80vh; }
 """
 
 
@@ -43,22 +47,35 @@ def create_page(detector: Detector, threshold: float, by_class: Thresholds) -> g
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 suffixes = [*IMAGE_SUFFIXES, ".avif"]
-                files = gr.File(label="Images", file_count="multiple", file_types=suffixes, elem_id="files")
+                files = gr.File(
+                    label="One image or several", file_count="multiple", file_types=suffixes, elem_id="files"
+                )
                 slider = gr.Slider(0, 1, threshold, step=0.01, label="Threshold, all classes", elem_id="all")
                 style = gr.Radio(["masks", "boxes"], value="masks", label="Show", visible=view.has_masks)
                 sliders = gr.Accordion("Thresholds by class", open=False, elem_id="by-class")
                 with gr.Row():
-                    as_json = gr.DownloadButton("JSON", interactive=False, elem_id="json", min_width=100)
-                    as_image = gr.DownloadButton("Image", interactive=False, elem_id="image", min_width=100)
+                    as_json = gr.DownloadButton(
+                        "Save JSON", interactive=False, elem_id="json", size="md", min_width=100
+                    )
+                    as_image = gr.DownloadButton(
+                        "Save image", interactive=False, elem_id="image", size="md", min_width=100
+                    )
             with gr.Column(scale=2, min_width=300):
                 problems = gr.HTML(elem_id="problems")
-                images = {"interactive": False, "visible": False, "buttons": ["fullscreen"], "format": "jpeg"}
+                images = {
+                    "min_width": 300,
+                    "interactive": False,
+                    "visible": False,
+                    "buttons": ["fullscreen"],
+                    "format": "jpeg",
+                }
                 gallery = gr.Gallery(
-                    label="Images", visible=False, columns=4, allow_preview=False, height=200, buttons=[]
+                    label="Images", visible=False, allow_preview=False, height=180, buttons=[], elem_id="gallery"
                 )
-                drawing = gr.Image(label="Detections", type="filepath", elem_id="drawing", **images)
                 caption = gr.HTML(elem_id="caption")
-                attention = gr.Image(label="Attention", elem_id="attention", **images)
+                with gr.Row():
+                    drawing = gr.Image(label="Detections", type="filepath", elem_id="drawing", **images)
+                    attention = gr.Image(label="Attention", elem_id="attention", **images)
                 table = gr.HTML(elem_id="table")
         shown = [gallery, drawing, attention, caption, table, as_json, as_image]
         thresholds = [slider, own]
@@ -69,7 +86,7 @@ def create_page(detector: Detector, threshold: float, by_class: Thresholds) -> g
             def by_classes(found: list, all_classes: float, of_classes: Thresholds) -> None:
                 for label in view.labels(found, _MOST_SLIDERS):
                     name, value = printable(detector.id2label[label]), of_classes.get(label, all_classes)
-                    one = gr.Slider(0, 1, value, step=0.01, label=name)
+                    one = gr.Slider(0, 1, value, step=0.01, label=name, interactive=True)
                     inputs = [one, entries, chosen, *thresholds, style]
                     one.input(partial(view.move_one, label), inputs, [entries, own, *shown], **_DRAGGED)
 

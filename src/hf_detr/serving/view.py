@@ -27,7 +27,7 @@ _HINT = "Click inside a box to see what it looked at."
 _NO_PLACE = {"visible": False}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # Gradio hashes it to see whether it is another
 class Entry:
     """An image of a visitor: the file as it was sent, what was found, and a small copy where there are several."""
 
