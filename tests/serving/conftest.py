@@ -78,4 +78,4 @@ def served(*command, cwd: Path | None = None, environment=ENVIRONMENT) -> Iterat
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=200)

@@ -13,7 +13,7 @@ from .conftest import TINY, encoded, served
 def post(address: str, content: bytes) -> dict:
     head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
     body, headers = head + content + b"\r\n--b--\r\n", {"Content-Type": "multipart/form-data; boundary=b"}
-    with urllib.request.urlopen(urllib.request.Request(f"{address}/detect", body, headers), timeout=60) as answer:
+    with urllib.request.urlopen(urllib.request.Request(f"{address}/detect", body, headers), timeout=200) as answer:
         return json.load(answer)
 
 
@@ -57,8 +57,8 @@ def test_a_written_space_starts_serves_page_and_endpoint_and_stops_cleanly(tmp_p
     with served("app.py", cwd=space, environment=monkey) as (process, address):
         address = address.replace("0.0.0.0", "127.0.0.1")
         assert post(address, encoded(scenes[0]))["images"][0]["detections"]
-        with urllib.request.urlopen(address, timeout=60) as page:
+        with urllib.request.urlopen(address, timeout=200) as page:
             assert b"Threshold, all classes" in page.read()
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=200)
         assert (process.returncode, said) == (0, "stopped\n")

@@ -6,8 +6,6 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("gradio")
-
 from hf_detr.serving.view import View
 
 from ..small_models import small_segmenter
@@ -22,9 +20,14 @@ def files(tmp_path, scenes) -> list[str]:
     return [str(path) for path in paths]
 
 
+def path_of(component) -> Path:
+    """The file that a component of the page shows or gives."""
+    return Path(component.value["path"])
+
+
 def results_in(shown) -> list[dict]:
     """Of what `View.show` gives the content of the JSON file."""
-    return json.loads(Path(shown[-2].value).read_text())
+    return json.loads(path_of(shown[-2]).read_text())
 
 
 def test_thresholds_of_all_and_of_one_class_choose_what_is_in_drawing_table_and_json(detector, files):
@@ -41,7 +44,7 @@ def test_thresholds_of_all_and_of_one_class_choose_what_is_in_drawing_table_and_
     same, by_class, *shown = view.move_one(label, 1.0, entries, 0, 0.5, {}, "boxes")
     assert (same, by_class) == (entries, {label: 1.0})
     assert results_in(shown) == [row for row in rows if row["category_id"] != label]
-    with Image.open(shown[-1].value) as drawing:
+    with Image.open(path_of(shown[-1])) as drawing:
         assert drawing.width == 7 * 96  # enlarged, so that names can be read
     assert view.move_all(0.5, entries, 0, "boxes")[1] == {}
 
@@ -60,12 +63,12 @@ def test_files_that_are_no_images_are_named_beside_the_others_and_escaped(detect
 def test_a_click_shows_what_the_smallest_box_around_it_looked_at(detector, files):
     view = View(detector)
     entries, _, _, *shown = view.detect(files, 0.5, {}, "boxes")
-    drawing = shown[-1].value
+    drawing = path_of(shown[-1])
     row = results_in(shown)[0]
     x, y = (7 * (row["bbox"][i] + row["bbox"][2 + i] / 2) for i in (0, 1))
     attention, said = view.look(entries, 0, 0.5, {}, drawing, SimpleNamespace(index=[x, y]))
     assert f"<b>{row['category']} {row['score']:.2f}</b>" in said
-    with Image.open(attention.value) as drawn, Image.open(files[0]) as image:
+    with Image.open(path_of(attention)) as drawn, Image.open(files[0]) as image:
         assert max(drawn.size) >= 640
         assert drawn.resize(image.size).convert("L").getextrema() != image.convert("L").getextrema()
     _, said = view.look(entries, 0, 1.0, {}, drawing, SimpleNamespace(index=[x, y]))
@@ -94,6 +97,6 @@ def test_masks_are_found_anew_for_other_thresholds_and_shown_as_masks_or_boxes(f
         many = results_in(shown)
         assert 0 < len(few) < len(many) == len(entries[0].found.rows)
         assert all("segmentation" in row for row in many)
-        drawings = [view.show(entries, 0, 0.3, {}, style)[-1].value for style in ("masks", "boxes")]
+        drawings = [path_of(view.show(entries, 0, 0.3, {}, style)[-1]) for style in ("masks", "boxes")]
         masks, boxes = (Image.open(path).tobytes() for path in drawings)
         assert masks != boxes
