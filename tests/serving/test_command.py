@@ -1,10 +1,14 @@
+import argparse
 import json
+import re
 import signal
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
+from hf_detr.cli import serve
 from hf_detr.cli.main import main
 
 from .conftest import TINY, encoded, served
@@ -39,6 +43,16 @@ def test_a_wrong_argument_is_one_line(tmp_path, capsys, monkeypatch):
         assert part in line
     with pytest.raises(SystemExit):
         main(["serve", "--model", str(TINY), "--port", "70000"])
+
+
+def test_the_page_of_documentation_has_the_options_and_their_defaults():
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
+    for option, default in re.findall(r"^\| `(--[a-z-]+)` \| (\d+) \|", page, flags=re.MULTILINE):
+        assert parser.get_default(option[2:].replace("-", "_")) == int(default), option
+    options = {word for action in parser._actions for word in action.option_strings}
+    assert set(re.findall(r"(?<![\w-])--[a-z-]+", page)) <= options
 
 
 def test_a_written_space_starts_serves_page_and_endpoint_and_stops_cleanly(tmp_path, scenes, monkeypatch):

@@ -1,15 +1,19 @@
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from PIL import Image
 
+from hf_detr.serving.server import create_app
 from hf_detr.serving.view import View
 
 from ..small_models import small_segmenter
-from .conftest import open_detector
+from .conftest import encoded, open_detector
 
 
 @pytest.fixture
@@ -100,3 +104,17 @@ def test_masks_are_found_anew_for_other_thresholds_and_shown_as_masks_or_boxes(f
         drawings = [path_of(view.show(entries, 0, 0.3, {}, style)[-1]) for style in ("masks", "boxes")]
         masks, boxes = (Image.open(path).tobytes() for path in drawings)
         assert masks != boxes
+
+
+def test_page_and_endpoint_begin_with_the_saved_thresholds_unless_one_is_given(scenes):
+    with open_detector() as detector:
+        every = detector.submit([(io.BytesIO(encoded(scenes[0])), "0.png")], dict.fromkeys(detector.id2label, 0.5))
+        labels = {row["category_id"] for row in every[0].result().rows}
+        hidden = min(labels)
+        detector.processor.class_thresholds = {hidden: 1.0}
+        for threshold, expected, own in ((None, labels - {hidden}, {hidden: 1.0}), (0.5, labels, {})):
+            app = create_app(detector, threshold)
+            answer = TestClient(app).post("/detect", files={"image": encoded(scenes[0])}).json()
+            assert {row["category_id"] for row in answer["images"][0]["detections"]} == expected
+            page = app.routes[-1].app.get_blocks()
+            assert own in [block.value for block in page.blocks.values() if isinstance(block, gr.State)]

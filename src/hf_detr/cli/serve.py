@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--port", type=port, default=7860, help="0 is any that is free (default 7860)")
     parser.add_argument(
-        "--threshold", type=fraction, metavar="SCORE", help="where the sliders begin, and /detect's (default 0.5)"
+        "--threshold",
+        type=fraction,
+        metavar="SCORE",
+        help="where the sliders and /detect begin (default: what evaluate --save-thresholds saved, else 0.5)",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto (default): the fastest here")
     limits = parser.add_argument_group("limits")
@@ -77,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
         detector = Detector(model, processor, name, limits)
         try:
-            app = create_app(detector, 0.5 if args.threshold is None else args.threshold)
+            app = create_app(detector, args.threshold)
             host = f"[{args.host}]" if ":" in args.host else args.host
             address = f"http://{host}:{opened.getsockname()[1]}"
             run_server(app, opened, lambda: print(f"serving {args.model} at {address} (Ctrl-C stops)", flush=True))

@@ -143,7 +143,7 @@ class Detector:
         """The sentence for what is not the sender's fault."""
         if isinstance(error, ValueError):
             return Refused(str(error), 500)
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error):
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
             return Refused(f"{name}: the server lacks the memory for it; send a smaller image.", 503)
         _log.error("%s: failed", name, exc_info=error)
         return Refused(f"{name}: the server failed on it; its log says why.", 500)

@@ -16,10 +16,12 @@ from .page import CSS, THEME, create_page
 _PATIENCE_S = 20  # for answers under way when the server is told to stop
 
 
-def create_app(detector: Detector, threshold: float = 0.5, by_class: Thresholds | None = None) -> FastAPI:
-    """The page at / and `POST /detect`, with the thresholds that both begin with: of all classes, and of those that
-    differ."""
-    by_class = dict(by_class or {})
+def create_app(detector: Detector, threshold: float | None = None) -> FastAPI:
+    """The page at / and `POST /detect`. Both begin with this threshold for all classes; without, with those that the
+    processor has saved, and 0.5 for other classes."""
+    saved = getattr(detector.processor, "class_thresholds", None) or {}
+    by_class: Thresholds = saved if threshold is None else {}
+    threshold = 0.5 if threshold is None else threshold
     api = create_api(detector, {label: by_class.get(label, threshold) for label in detector.id2label})
     return mount_gradio_app(
         api,
@@ -49,10 +51,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 def run_server(app: FastAPI, opened: socket.socket, ready: Callable[[], None]) -> None:
     """Answers until SIGINT or SIGTERM; then takes no more, finishes what is under way, and returns. `ready` is called
-    when it answers."""
-    server = _Server(app, ready)
+    when it answers. RuntimeError where it cannot begin to."""
+    server, asked = _Server(app, ready), []
 
-    def stop(*_: object) -> None:
+    def stop(number: int, _: object) -> None:
+        asked.append(number)
         server.should_exit = True
 
     # while it runs uvicorn catches them itself, and raises them again at its end
@@ -62,6 +65,8 @@ def run_server(app: FastAPI, opened: socket.socket, ready: Callable[[], None]) -
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+    if not (server.started or asked):
+        raise RuntimeError("the server did not start; its log says why.")
 
 
 class _Server(uvicorn.Server):

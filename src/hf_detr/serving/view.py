@@ -121,6 +121,8 @@ class View:
         event: gr.SelectData,
     ) -> tuple:
         """(attention, caption) of the box at the place that was clicked in the drawing."""
+        if not entries:  # kept for an hour
+            return gr.Image(value=None, **_NO_PLACE), "<p>The server no longer has this image; send it again.</p>"
         entry = entries[chosen]
         with Image.open(drawing) as drawn:
             x, y = event.index[0] / drawn.width, event.index[1] / drawn.height
