@@ -90,15 +90,15 @@ def create_page(detector: Detector, threshold: float, by_class: Thresholds) -> g
                     inputs = [one, entries, chosen, *thresholds, style]
                     one.input(partial(view.move_one, label), inputs, [entries, own, *shown], **_DRAGGED)
 
+        event = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": caption}
         inputs = [files, *thresholds, style]
-        files.change(view.detect, inputs, [entries, chosen, problems, *shown], **_EVENT)
+        files.change(view.detect, inputs, [entries, chosen, problems, *shown], **event)
         slider.input(view.move_all, [slider, entries, chosen, style], [entries, own, *shown], **_DRAGGED)
-        style.change(view.show, [entries, chosen, *thresholds, style], shown, **_EVENT)
-        gallery.select(view.choose, [entries, *thresholds, style], [chosen, *shown], **_EVENT)
-        drawing.select(view.look, [entries, chosen, *thresholds, drawing], [attention, caption], **_EVENT)
+        style.change(view.show, [entries, chosen, *thresholds, style], shown, **event)
+        gallery.select(view.choose, [entries, *thresholds, style], [chosen, *shown], **event)
+        drawing.select(view.look, [entries, chosen, *thresholds, drawing], [attention, caption], **event)
     return page.queue(max_size=limits.queue, default_concurrency_limit=2 * limits.batch)
 
 
-_EVENT = {"api_visibility": "private", "show_progress": "minimal"}
 # while a slider is dragged, the last of its values counts
 _DRAGGED = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "always_last"}
