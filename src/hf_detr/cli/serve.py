@@ -95,5 +95,5 @@ def _settings(args: argparse.Namespace) -> list[str]:
     words = []
     for name in ("threshold", "batch_size", "max_mb", "max_megapixels", "max_images", "queue"):
         if getattr(args, name) is not None:
-            words += [f"--{name.replace('_', '-')}", f"{getattr(args, name):g}"]
+            words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     return words

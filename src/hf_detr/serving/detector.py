@@ -114,8 +114,8 @@ class Detector:
         return open_image(file, name, self.processor, self.limits)
 
     def close(self) -> None:
-        """Finishes what was taken."""
-        self._pool.shutdown()
+        """Finishes what has begun."""
+        self._pool.shutdown(cancel_futures=True)
         self._queue.close()
 
     def _detect(self, file: BinaryIO | Path, name: str, thresholds: Thresholds) -> Found:
