@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,6 +16,7 @@ from hf_detr.boxes import cxcywh_to_xyxy
 from hf_detr.evaluation.evaluator import check_finite
 from hf_detr.evaluation.rows import result_rows
 from hf_detr.evaluation.tasks import task_of
+from hf_detr.image_processing.saved_thresholds import SAVED
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.visualization.attention import Recording, layer_answers, record_attention
 
@@ -159,12 +161,16 @@ class Detector:
         outputs = self.model(pixel_values.to(self._device), **kept)
         check_finite(outputs, [item.name for item in items])
         processed = {"processed_sizes": [pixel_values.shape[-2:]] * len(items)}
+        processor, threshold = self.processor, lowest
+        if self.task == "panoptic":  # segments that are not kept must not claim pixels
+            processor, threshold = copy(processor), SAVED
+            processor.class_thresholds = {label: thresholds.get(label, 0.0) for label in self.id2label}
         post_process, options = {
-            "detection": (self.processor.post_process_object_detection, {}),
-            "instance": (self.processor.post_process_masks, processed),
-            "panoptic": (self.processor.post_process_panoptic_segmentation, processed),
+            "detection": (processor.post_process_object_detection, {}),
+            "instance": (processor.post_process_masks, processed),
+            "panoptic": (processor.post_process_panoptic_segmentation, processed),
         }[self.task]
-        found = post_process(outputs, threshold=lowest, target_sizes=[item.size_hw for item in items], **options)
+        found = post_process(outputs, threshold=threshold, target_sizes=[item.size_hw for item in items], **options)
         return [above(result_rows(detections, self.id2label), thresholds) for detections in found]
 
     def _record(self, items: Sequence[Tensor]) -> list[Recording]:
