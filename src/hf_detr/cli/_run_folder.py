@@ -60,6 +60,7 @@ def write_run_folder(
             "best_checkpoint": trainer.state.best_model_checkpoint,
             "train_seconds": seconds,
             "data_wait_share": trainer.data_wait_share,
+            "unlabelled": None if splits.unlabelled is None else splits.unlabelled.counts,
             "settings": {name: _without_folders(name, value) for name, value in settings_of(args).items()},
             "versions": versions(),
             "history": history,
@@ -179,6 +180,8 @@ def _facts(
             + (f", {config.denoising_queries} noised copies of each target" if config.denoising_queries else "")
             + (", a loss for the encoder's cells" if config.encoder_auxiliary_loss else "")
             + (", IoU-aware classification" if config.iou_aware_classification else ""),
+            **({"teacher": base_of(args.teacher)[1]} if args.teacher else {}),
+            **({"labelled by the teacher": str(splits.unlabelled)} if splits.unlabelled else {}),
             "averaged weights": f"decay {args.ema:g}" if args.ema else "yes" if settings.averages_weights else "no",
             "precision": "bf16" if settings.bf16 else "fp16" if settings.fp16 else "fp32",
             "bad boxes": args.on_bad_box + (f", {bad} found" if (bad := _bad_boxes(report)) else ""),
@@ -199,8 +202,8 @@ def _name_of_folder(path: Path) -> str:
 
 def _without_folders(name: str, value: Any) -> Any:
     """Of a local path its last part: the folder may be published, and nobody else has the others."""
-    is_path = name in ("data", "model", "output", "image_dir") and value and Path(value).exists()
-    return Path(value).resolve().name if is_path else value
+    paths = ("data", "model", "output", "image_dir", "teacher", "unlabelled")
+    return Path(value).resolve().name if name in paths and value and Path(value).exists() else value
 
 
 def _counts(rows: Dataset) -> dict[str, int]:
