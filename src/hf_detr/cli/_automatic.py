@@ -66,8 +66,8 @@ class Automatic:
         data, picks = self.data, self.picks.items()
         lines = [
             f"settings for {counted(data.images, 'image')} of {data.edge_px} px with {data.objects_median:g} objects, "
-            f"{counted(data.classes, 'class', 'classes')}, from {self._start_name}, on {self._device}; options override "
-            "them, --explain has the table"
+            f"{counted(data.classes, 'class', 'classes')}, from {self._start_name}, on {self._device} (--explain has "
+            "the table; options override them)"
         ]
         for of_images in (True, False):
             said = [f"{one.words} ({one.because})" for name, one in picks if (name in _OF_IMAGES) == of_images]

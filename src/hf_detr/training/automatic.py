@@ -63,7 +63,7 @@ LR_DROP_AT = 2 / 3  # the paper's 200 of 300 epochs
 PAPER_WIDTH = 256  # of the transformer; narrower ones are small
 RATE, BACKBONE_SHARE, CLIP = 1e-4, 0.1, 0.1  # the paper's
 # Measured with a clip at 1 on shapes (16 images a step, 1e-3) and BCCD (4 images, 5e-4 and backbone 1e-4), see
-# docs/results.md, "Time to AP": a rate that grows with the root of the images. Recipe "paper" learns nothing above 5e-4.
+# docs/results.md, "Time to AP": a rate that grows with the root of the images. "paper" learns nothing above 5e-4.
 SMALL_RATE, SMALL_RATE_IMAGES, MOST_SMALL_RATE, SMALL_BACKBONE_SHARE, SMALL_CLIP = 5e-4, 4, 1e-3, 0.2, 1.0
 
 
