@@ -29,6 +29,7 @@ REMEDY = (
 )
 # Settings that tell what the model sees, which have a line of their own.
 _OF_IMAGES = ("num_queries", "image_size", "augment", "recipe")
+_FURTHER = ("max_steps", "gradient_accumulation", "repeated_augmentation")  # that rules look at
 
 
 class Automatic:
@@ -56,7 +57,7 @@ class Automatic:
         if self.given.get("batch_size") == "auto":
             self.given["batch_size"] = self.args.batch_size
         self.data = measure(splits.train, self.objects, len(splits.validation))
-        further = {name: getattr(self.args, name) for name in ("max_steps", "gradient_accumulation")}
+        further = {name: getattr(self.args, name) for name in _FURTHER if hasattr(self.args, name)}
         self.picks = pick(self.data, self.start, self.machine, self.given | further)
         for name, one in self.picks.items():
             setattr(self.args, name, one.value)

@@ -37,7 +37,7 @@ FEWEST_IMAGES_A_STEP, MOST_IMAGES_A_STEP = 4, 16  # measured with 4 to 32 (docs/
 STEPS_AN_EPOCH = 32  # at least, before a step gets more images: few images are better spent on more steps
 PAPER_IMAGE_PX = 800 * 1333
 CPU_STEP_PX = 4 * PAPER_IMAGE_PX  # more images a step are not faster there, and need memory
-GIB_AN_IMAGE = 4  # of a GPU: the paper trained 4 such images on 16 GiB
+PAPER_GIB, GIB_AN_IMAGE = 16, 4  # of a GPU: the paper trained 4 such images on 16 GiB
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ LR_DROP_AT = 2 / 3  # the paper's 200 of 300 epochs
 PAPER_WIDTH = 256  # of the transformer; narrower ones are small
 RATE, BACKBONE_SHARE, CLIP = 1e-4, 0.1, 0.1  # the paper's
 # Measured with a clip at 1 on shapes (16 images a step, 1e-3) and BCCD (4 images, 5e-4 and backbone 1e-4), see
-# docs/results.md, "Time to AP": a rate that grows with the root of the images. "paper" learns nothing above 5e-4.
+# docs/results.md, "Time to AP": a rate that grows with the root of the images. Recipe "paper" learns nothing at 1e-3
+# from random weights.
 SMALL_RATE, SMALL_RATE_IMAGES, MOST_SMALL_RATE, SMALL_BACKBONE_SHARE, SMALL_CLIP = 5e-4, 4, 1e-3, 0.2, 1.0
 
 
@@ -240,7 +241,8 @@ class _Case:
 
     @property
     def steps_an_epoch(self) -> int:
-        return max(1, math.ceil(self.data.images / self.images_a_step))
+        images = self.data.images * self.settled.get("repeated_augmentation", 1)
+        return max(1, math.ceil(images / self.images_a_step))
 
     @property
     def kind(self) -> str:
@@ -285,7 +287,9 @@ def _recipe(case: _Case) -> Pick:
 def _batch_size(case: _Case) -> Pick:
     """Of a process; a power of two."""
     image_px = case.edge_px**2 * PAPER_IMAGE_PX / LARGEST_EDGE_PX**2
-    step_px = case.machine.gpu_gib / GIB_AN_IMAGE * PAPER_IMAGE_PX if case.machine.gpu_gib else CPU_STEP_PX
+    step_px = CPU_STEP_PX
+    if case.machine.gpu_gib:  # several processes must pick alike, and their memories may differ
+        step_px = (case.machine.gpu_gib if case.machine.processes == 1 else PAPER_GIB) / GIB_AN_IMAGE * PAPER_IMAGE_PX
     of_data = case.data.images / STEPS_AN_EPOCH / case.machine.processes
     wanted = min(max(of_data, FEWEST_IMAGES_A_STEP / case.machine.processes), MOST_IMAGES_A_STEP)
     found = _power_of_two(min(wanted, step_px / image_px))
@@ -364,8 +368,8 @@ RULES: dict[str, Callable[[_Case], Pick]] = {
 def pick(data: DataFacts, start: Start, machine: Machine, given: Mapping[str, Any]) -> dict[str, Pick]:
     """A pick for each name of `RULES` that is not `given`, in their order.
 
-    `given` may also have `max_steps` and `gradient_accumulation`; `epochs` None where something else ends the training;
-    and `batch_size` "auto", where the rules after it take what would be picked.
+    `given` may also have `max_steps`, `gradient_accumulation` and `repeated_augmentation`; `epochs` None where
+    something else ends the training; and `batch_size` "auto", where the rules after it take what would be picked.
     """
     settled, picks = dict(given), {}
     for name, rule in RULES.items():
