@@ -23,7 +23,7 @@ from queue import Queue
 from threading import Lock
 
 from convergence.cases import prepare
-from convergence.contestants import CONTESTANTS, settings_of
+from convergence.contestants import CONTESTANTS, DEFAULTS, settings_of
 
 HERE = Path(__file__).resolve().parent
 MAIN = ("stock-example", "stock", "stock-auxiliary", "paper", "fast")
@@ -61,8 +61,9 @@ def run_all(args: argparse.Namespace, prepared: Path, recorded: dict, results: P
 
     def work(job: tuple[int, str]) -> None:
         seed, name = job
-        earlier = recorded["runs"].get(name, {}).get(str(seed), {})
-        if earlier.get("settings") == settings_of(name):
+        earlier = recorded["runs"].get(name, {}).get(str(seed))
+        # a setting that came later had its default
+        if earlier is not None and {**DEFAULTS, **earlier["settings"]} == settings_of(name):
             return
         core = cores.get()
         try:

@@ -25,6 +25,7 @@ DEFAULTS = {
     "batch": 1.0,  # times the batch size of the case
     "clip": 1.0,  # the gradients' largest norm
     "schedule": "cosine",  # of `one_run.rate_at`
+    "augment": "none",  # but for flips; or "paper" or "strong", of `DetectionTransform`, for cases with rows
     "example_recipe": False,  # the optimizer of transformers' example and guide
     "restored": False,  # stock, with the activations in the backbone's norms that it drops
     "share_of_time": 1.0,  # trains for a part of the time, with the whole schedule in it
@@ -65,6 +66,8 @@ CONTESTANTS: dict[str, dict] = {
     "fast-denoising-batch-half": {**FAST_DENOISING, "batch": 0.5},
     "fast-denoising-clip": {**FAST_DENOISING, "clip": 0.1},
     "fast-denoising-head-rate-3": {**FAST_DENOISING, "class_head_rate": 3.0},
+    "fast-denoising-augment-paper": {**FAST_DENOISING, "augment": "paper"},
+    "fast-denoising-augment-strong": {**FAST_DENOISING, "augment": "strong"},
     "paper-rate-half": {"rate": 0.5},
     "fast-rate-half": {**FAST, "rate": 0.5},
 }

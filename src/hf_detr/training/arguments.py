@@ -44,6 +44,9 @@ class DetrTrainingArguments(TrainingArguments):
             width and height. Alike are the images as they will be after augmentation, in ratio and size, if every
             augmentation tells that beforehand, as the paper's does (`DetectionTransform.tells_final_hw`); else only
             the ratios before it.
+        augment_until: the share of the training, in (0, 1], after which augmentations that say so ("strong", which then
+            flips alone; see `DetectionTransform`) end; 1 for never. Of a stream they go on.
+        repeated_augmentation: how often an epoch has every image, one after the other, each time augmented otherwise.
         eval_score_threshold: detections below it do not count for AP; 0, as COCO has it, keeps all.
         eval_max_detections: per image and class; the largest holds for AP, each gives an average recall `mar_n`.
 
@@ -71,6 +74,8 @@ class DetrTrainingArguments(TrainingArguments):
     on_bad_box: str = field(default="error", metadata={"help": f"One of {', '.join(ON_BAD_BOX[:3])}."})
     on_bad_image: str = field(default="error", metadata={"help": f"One of {', '.join(ON_BAD_IMAGE)}."})
     group_by_aspect_ratio: bool = field(default=False, metadata={"help": "Batches of images of like shape."})
+    augment_until: float = field(default=0.9, metadata={"help": "Share of the training before strong ones end."})
+    repeated_augmentation: int = field(default=1, metadata={"help": "Times that an epoch has every image."})
 
     eval_strategy: str = field(default="epoch", metadata={"help": "When to compute COCO AP."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
@@ -136,6 +141,10 @@ def _check(args: DetrTrainingArguments) -> None:
         )
     if args.lr_drop_at is not None and not 0 < args.lr_drop_at < 1:
         raise ValueError(f"lr_drop_at={args.lr_drop_at!r} is not between 0 and 1; None turns it off.")
+    if not 0 < args.augment_until <= 1:
+        raise ValueError(f"augment_until={args.augment_until!r} is not above 0 and at most 1; 1 turns it off.")
+    if args.repeated_augmentation < 1:
+        raise ValueError(f"repeated_augmentation={args.repeated_augmentation!r} is not a number of at least 1.")
     if args.ema_decay is not None and not 0 <= args.ema_decay < 1:
         raise ValueError(f"ema_decay={args.ema_decay!r} is not between 0 and 1; 0 turns it off.")
     if args.recipe not in (None, *RECIPES):

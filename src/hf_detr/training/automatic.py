@@ -30,7 +30,7 @@ EDGE_STEP_PX = 32  # sizes are multiples of the stride of most backbones
 # A small box should cover a cell of the feature map: platelets of 12 px on a map of 16 px have AP 0.02 where larger
 # objects of the same images have 0.26 and more (docs/results.md, BCCD).
 CELLS_OF_SMALL_BOX = 1.0
-FEW_IMAGES, AUGMENTATION_OF_FEW = 1_000, "paper"
+FEW_IMAGES, AUGMENTATION_OF_FEW = 1_000, "strong"  # the same few images are learnt by heart otherwise
 
 # -- steps ------------------------------------------------------------------------------------------------------------
 FEWEST_IMAGES_A_STEP, MOST_IMAGES_A_STEP = 4, 16  # measured with 4 to 32 (docs/results.md)
