@@ -70,7 +70,9 @@ def run_all(args: argparse.Namespace, prepared: Path, recorded: dict, results: P
             run = start_run(args, name, seed, core, prepared)
         finally:
             cores.put(core)
-        with one_at_a_time:
+        with one_at_a_time:  # another sweep may have added to the file
+            if results.exists():
+                recorded["runs"] = json.loads(results.read_text())["runs"]
             recorded["runs"].setdefault(name, {})[str(seed)] = run
             results.write_text(json.dumps(recorded, indent=1) + "\n")
         last = run["curve"][-1]

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from hf_detr import DetectionCollator, DetectionTransform
 from hf_detr.data.random_numbers import seeded
@@ -22,7 +23,7 @@ from hf_detr.training import evaluate_model
 from hf_detr.training.ema import WeightAverage
 
 from .cases import Case, write_start
-from .contestants import make_model, make_optimizer
+from .contestants import SMALL_SCALE, make_model, make_optimizer
 
 CLOSING = 0.9  # of the clock, after which images are augmented no more than they must
 
@@ -35,6 +36,7 @@ def train(prepared: Path, start: Path, settings: dict, seed: int, minutes: float
     model = make_model(start, settings).to(device)
     optimizer = make_optimizer(model, settings, case.rate * settings["rate"], case.backbone_rate * settings["rate"])
     rates = [group["lr"] for group in optimizer.param_groups]
+    mixed_precision = case.mixed_precision and settings["mixed_precision"]
     clip = 0.01 if settings["example_recipe"] else settings["clip"]
     batch_size = round(case.batch_size * settings["batch"])
     now = time.perf_counter if device == "cuda" else time.process_time
@@ -64,7 +66,10 @@ def train(prepared: Path, start: Path, settings: dict, seed: int, minutes: float
         else:
             with seeded(seed, step):
                 batch = augmented_batch(case, transforms[clock >= CLOSING * budget], chosen, device)
-        with torch.autocast(device, torch.bfloat16, enabled=case.mixed_precision):
+        if clock < budget * settings["small_share"]:
+            small = {"scale_factor": SMALL_SCALE, "mode": "bilinear", "antialias": True}
+            batch["pixel_values"] = F.interpolate(batch["pixel_values"], **small)
+        with torch.autocast(device, torch.bfloat16, enabled=mixed_precision):
             loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)

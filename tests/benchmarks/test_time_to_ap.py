@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convergence.cases import Case, _inputs, _rows
-from convergence.contestants import CONTESTANTS, make_model, make_optimizer, settings_of
+from convergence.contestants import FIELDS, make_model, make_optimizer, settings_of
 from convergence.one_run import augmentations, augmented_batch, train
 from convergence.summary import plot, table
 from hf_detr import DetrImageProcessor, shape_scenes
@@ -50,10 +50,15 @@ def test_contestants_start_from_the_same_outputs(tmp_path):
     small_model().save_pretrained(tmp_path)
     pixels, _ = images((64, 64), (64, 64))
     # with its auxiliary loss on, stock's logits are others: that is one of its faults
-    names = [name for name in CONTESTANTS if not (name.startswith("stock") and settings_of(name)["auxiliary_loss"])]
-    outputs = {name: make_model(tmp_path, settings_of(name)).eval()(pixels) for name in names}
+    names = ("paper", "stock", "fast", "fast-groups", "base")
+    models = {name: make_model(tmp_path, settings_of(name)) for name in names}
+    outputs = {name: model.eval()(pixels) for name, model in models.items()}
     for name, output in outputs.items():
         torch.testing.assert_close(output.logits, outputs["paper"].logits, rtol=0, atol=1e-4, msg=name)
+    for name in set(names) - {"stock"}:
+        assert all(getattr(models[name].config, field) == settings_of(name)[field] for field in FIELDS), name
+    assert models["fast"].training_only.queries is not None
+    assert models["fast"].training_only.encoder_head is not None
 
 
 def test_a_restored_stock_has_the_activations_that_stock_drops(tmp_path):

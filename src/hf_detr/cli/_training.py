@@ -235,6 +235,7 @@ def make_trainer(
         learning_rate=args.learning_rate,
         backbone_learning_rate=args.backbone_learning_rate,
         class_head_learning_rate=args.class_head_learning_rate,
+        muon=None if args.optimizer is None else args.optimizer == "muon",
         weight_decay=args.weight_decay,
         max_grad_norm=args.clip,
         lr_drop_at=args.lr_drop_at if 0 < args.lr_drop_at < 1 else None,

@@ -113,6 +113,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument("--weight-decay", type=not_negative, default=1e-4, metavar="X", help="default 1e-4")
     training.add_argument(
+        "--optimizer", choices=("adamw", "muon"),
+        help="muon: AdamW, with orthogonal steps for the transformer's matrices (default: the recipe's)",
+    )  # fmt: skip
+    training.add_argument(
         "--lr-drop-at", type=fraction, metavar="SHARE", help="of the training, then rates / 10; 1: never"
     )
     training.add_argument("--clip", type=above_zero, metavar="NORM", help="of the gradient, at most")

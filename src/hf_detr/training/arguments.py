@@ -7,7 +7,9 @@ from transformers import TrainingArguments
 
 from ..data.box_policy import ON_BAD_BOX
 from ..data.verification import ON_BAD_IMAGE
-from .recipes import RECIPES, averages_weights, class_head_rate_of
+from .recipes import RECIPES, averages_weights, class_head_rate_of, uses_muon
+
+_ADAMW = ("adamw_torch", "adamw_torch_fused")  # whose place MuonAdamW can take
 
 
 @dataclass
@@ -24,7 +26,10 @@ class DetrTrainingArguments(TrainingArguments):
     Fields of this class:
         recipe: "paper", or "fast" for the best combination of training-only parts that was measured (docs/results.md);
             None leaves the model as its configuration says. What it sets, the fields below can set otherwise.
-        denoising_queries, query_groups, encoder_auxiliary_loss: as in `DetrConfig`; None: as the recipe says.
+        denoising_queries, query_groups, encoder_auxiliary_loss, iou_aware_classification: as in `DetrConfig`; None: as
+            the recipe says.
+        muon: move the transformer's linear layers by orthogonal steps (`MuonAdamW`), in place of AdamW's; it goes with
+            `optim` "adamw_torch" and "adamw_torch_fused". None: as the recipe says, or not with another `optim`.
         backbone_learning_rate: of all parameters of the backbone that train.
         class_head_learning_rate: of the class head, which starts afresh where the classes are new. None: as the recipe
             says, ten times `learning_rate` with "fast", `learning_rate` otherwise.
@@ -68,6 +73,8 @@ class DetrTrainingArguments(TrainingArguments):
     denoising_queries: int | None = field(default=None, metadata={"help": "Noised copies of each target."})
     query_groups: int | None = field(default=None, metadata={"help": "Groups of object queries, matched each."})
     encoder_auxiliary_loss: bool | None = field(default=None, metadata={"help": "A loss for the encoder's cells."})
+    iou_aware_classification: bool | None = field(default=None, metadata={"help": "Classes owed as boxes fit."})
+    muon: bool | None = field(default=None, metadata={"help": "Orthogonal steps for the transformer's matrices."})
     ema_decay: float | None = field(default=None, metadata={"help": "Average the weights, with this decay a step."})
     early_stopping_patience: int | None = field(default=None, metadata={"help": "Evaluations without a better AP."})
     early_stopping_threshold: float = field(default=0.0, metadata={"help": "By how much AP must be better."})
@@ -101,6 +108,11 @@ class DetrTrainingArguments(TrainingArguments):
     def averages_weights(self) -> bool:
         """Whether a moving average of the weights is kept."""
         return averages_weights(self.recipe, self.ema_decay)
+
+    @property
+    def uses_muon(self) -> bool:
+        """Whether the optimizer is `MuonAdamW` with orthogonal steps."""
+        return uses_muon(self.recipe, self.muon) and _text(self.optim) in _ADAMW
 
     @property
     def class_head_rate(self) -> float | None:
@@ -139,6 +151,8 @@ def _check(args: DetrTrainingArguments) -> None:
             f"class_head_learning_rate={args.class_head_learning_rate!r} is not a number of at least 0; None leaves it "
             "to the recipe."
         )
+    if args.muon and _text(args.optim) not in _ADAMW:
+        raise ValueError(f"muon=True goes with optim={' or '.join(_ADAMW)}, not {_text(args.optim)!r}.")
     if args.lr_drop_at is not None and not 0 < args.lr_drop_at < 1:
         raise ValueError(f"lr_drop_at={args.lr_drop_at!r} is not between 0 and 1; None turns it off.")
     if not 0 < args.augment_until <= 1:
