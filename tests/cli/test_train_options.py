@@ -106,7 +106,6 @@ def test_options_come_from_a_file_the_command_line_overrides_them_and_the_run_ke
         ("a.yaml", "epochs: 2: 3", "a.yaml: not valid YAML"),
         ("a.json", '{"epochs": 2', "a.json: not valid JSON"),
         ("a.json", '{"time_limit": 20}', "a.json: argument --time-limit: 20 is no time such as 90s, 20m or 1h30m."),
-        ("a.json", '{"epochs": 2}', "--output RUN is missing; name it here or in a --config file."),
         ("a.json", '{"output": "run"}', "DATA is missing"),
     ],
 )

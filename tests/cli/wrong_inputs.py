@@ -220,7 +220,9 @@ WRONG = {
     "train {coco} --output {empty}/run --model {model} --augment-until 0": ["--augment-until 0", "--augment none"],
     "train {coco} --output {empty}/run --model {model} --seed x": ["--seed", "x"],
     "train {coco} --output {absent} --model {model} --resume": ["{absent}", "no run"],
-    "train {coco}": ["--output"],
+    "train --output {new}": ["DATA"],
+    "train {coco} --resume": ["--output"],
+    "train {coco} --resume --explain --output {new}": ["--explain", "run.json"],
     "demo --epochs 0": ["--epochs", "0"],
     "demo --scenes -5": ["--scenes", "-5"],
     # images

@@ -55,6 +55,15 @@ class Interruption(TrainerCallback):
             raise Stopped(f"stopped after step {state.global_step:,}{of}; a checkpoint is written.")
 
 
+class LastStep(TrainerCallback):
+    """Evaluates and saves after the last step, wherever it falls between evaluations."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Asks for both."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+
+
 class OneBar(TrainerCallback):
     """One bar for the whole training, with the last loss and AP."""
 

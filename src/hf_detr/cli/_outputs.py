@@ -1,5 +1,6 @@
 """Files and folders that commands write: tried before the work, and written whole or not at all."""
 
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -38,6 +39,29 @@ def check_output_folder(folder: Path, overwrite: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+def new_run_folder(data: str) -> Path:
+    """Makes a folder in `runs` with the name of a data set, and a number where that is taken; ValueError where nothing
+    can be written."""
+    with about("runs", "name a run folder by --output"):
+        for number in itertools.count(1):
+            folder = Path("runs", data_name(data) + (f"-{number}" if number > 1 else ""))
+            try:
+                folder.mkdir(parents=True)  # which no other process does then
+                return folder
+            except FileExistsError:
+                if not folder.exists():
+                    raise
+
+
+def data_name(data: str) -> str:
+    """What a data set is called: on this machine by its folder, not that of its annotations; else as on the Hub."""
+    path = Path(data).resolve()
+    if not path.exists():
+        return data.rstrip("/").split("/")[-1]
+    path = path.parent if path.is_file() else path
+    return (path.parent.name if path.name.lower() in ("annotations", "labels") else path.name) or "data"
 
 
 _locked: list[int] = []  # open folders of this process

@@ -28,7 +28,7 @@ from hf_detr.visualization.analysis_plots import RUN_FIGURES, save_figure
 from hf_detr.wording import counted
 
 from ._errors import about, one_line
-from ._outputs import write_text
+from ._outputs import data_name, write_text
 from ._run_settings import SETTINGS, settings_of
 from ._training import Splits
 
@@ -160,7 +160,7 @@ def _facts(
         "base_model": base_model,
         "classes": class_names(splits.train),
         "dataset": {
-            "name": args.data if on_hub else _name_of_folder(Path(args.data).resolve()),
+            "name": args.data if on_hub else data_name(args.data),
             "hub_id": args.data if on_hub else None,
             "format": None if on_hub else report.format if report else args.format,
             "splits": counts,
@@ -192,12 +192,6 @@ def _facts(
         },
         "threshold": _THRESHOLD,
     }
-
-
-def _name_of_folder(path: Path) -> str:
-    """What a data set on this machine is called: its folder, not that of its annotations."""
-    path = path.parent if path.is_file() else path
-    return path.parent.name if path.name.lower() in ("annotations", "labels") else path.name
 
 
 def _without_folders(name: str, value: Any) -> Any:

@@ -39,7 +39,12 @@ def check_run_folder(args: argparse.Namespace) -> None:
 
 def _take_decisions(args: argparse.Namespace, before: dict[str, Any]) -> None:
     """What the run was left to decide for itself, it has decided for good."""
+    from hf_detr.training.automatic import RULES  # imports torch
+
     args.task = args.task or before.get("task")
+    for name in RULES:
+        if getattr(args, name) is None:
+            setattr(args, name, before.get(name))
     if args.batch_size == "auto":
         args.batch_size = before.get("batch_size")
     if args.time_limit is not None:
@@ -58,5 +63,5 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(args).items()
-        if name not in ("command", "command_line", "config", "resume")
+        if name not in ("command", "command_line", "config", "resume", "explain")
     }

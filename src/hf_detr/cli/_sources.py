@@ -4,6 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+TINY = "tiny"  # names the small detector of the package, where no folder is called so
+
+
+def model_source(name: str) -> str:
+    """The folder or name on the Hub of a `--model`: that of the package's own detector for "tiny". ValueError as in
+    `check_model_source`."""
+    if name == TINY and not Path(name).exists():
+        from hf_detr.checkpoints.tiny import tiny_checkpoint
+
+        return tiny_checkpoint()
+    check_model_source(name)
+    return name
+
 
 def check_model_source(name: str) -> None:
     """Raises ValueError for a path without a DETR; names on the Hub pass."""

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ from hf_detr.training.unlabelled import LabelledImages, label_images
 from hf_detr.wording import counted
 
 from ._arguments import seconds_of
+from ._automatic import REMEDY
 from ._batch_size import LARGEST, ON_CPU, find_batch_size
-from ._callbacks import UNPLANNED
+from ._callbacks import UNPLANNED, LastStep
 from ._errors import one_line
 from ._run_settings import write_settings
 from ._running import Model, choose_device, is_quicker_in_bf16, load_processor, model_class_of, read_model
@@ -60,9 +62,12 @@ class Splits:
         return dict(zip(self.names, (self.train, self.validation, self.test), strict=True))
 
 
-def print_report(args: argparse.Namespace, options: dict[str, Any]) -> Report:
-    """What the data holds and what is wrong with it. Raises ValueError where `hf-detr check` finds errors."""
-    queries = args.num_queries or (100 if args.backbone else _queries_of(args.model))
+def print_report(
+    args: argparse.Namespace, options: dict[str, Any], num_queries: int | Callable[[list[int]], int] | None = None
+) -> Report:
+    """What the data holds and what is wrong with it, for `num_queries` (as `check_dataset` takes it) where `args` have
+    none. Raises ValueError where `hf-detr check` finds errors."""
+    queries = args.num_queries or num_queries or 100
     policies = {"on_bad_box": args.on_bad_box, "on_bad_image": args.on_bad_image}
     masks = wants_masks(args) or (None if args.task is None else False)
     report = check_dataset(args.data, args.format, num_queries=queries, masks=masks, **policies, **options)
@@ -75,13 +80,6 @@ def print_report(args: argparse.Namespace, options: dict[str, Any]) -> Report:
             "--no-check."
         )
     return report
-
-
-def _queries_of(model: str) -> int:
-    try:
-        return DetrConfig.from_pretrained(model).num_queries
-    except OSError:
-        return 100  # that it cannot be had is said where it is loaded
 
 
 def load_splits(args: argparse.Namespace, options: dict[str, Any]) -> Splits:
@@ -138,17 +136,16 @@ def build_model(args: argparse.Namespace, splits: Splits, checkpoint: Path | Non
         processor = load_processor(args.model)
         if args.num_queries and args.num_queries != model.config.num_queries:
             model.resize_queries(args.num_queries)
-    if args.image_size:
+    if args.image_size:  # else the start's own, in whatever form
         processor.size = {"shortest_edge": args.image_size, "longest_edge": args.image_size * 1333 // 800}
     set_stuff(model, processor, splits.by_name, args.task)
     return model, processor
 
 
 def _trained_model(args: argparse.Namespace, names: dict[int, str], **options: Any) -> Model:
-    remedy = "without the Hub, name a folder, or train a fresh model with --backbone resnet50"
     if args.task != "detection":
-        return with_masks_from(args, names, remedy, **options)
-    model = read_model(args.model, remedy, id2label=names, **options)
+        return with_masks_from(args, names, REMEDY, **options)
+    model = read_model(args.model, REMEDY, id2label=names, **options)
     if isinstance(model, DetrForSegmentation):
         model.unfreeze_detector()
         model = model.detr
@@ -162,7 +159,7 @@ def _fresh_model(args: argparse.Namespace, names: dict[int, str]) -> Model:
         backbone=args.backbone,
         backbone_kwargs={} if args.output_stride == 32 else {"output_stride": args.output_stride},
         use_pretrained_backbone=args.pretrained_backbone,
-        num_queries=args.num_queries or 100,
+        num_queries=args.num_queries,
         d_model=args.d_model,
         encoder_layers=args.encoder_layers,
         decoder_layers=args.decoder_layers,
@@ -304,7 +301,7 @@ def make_trainer(
         train_dataset=transform_dataset(splits.train, DetectionTransform(processor, augment, masks)),
         eval_dataset=transform_dataset(splits.validation, DetectionTransform(processor, masks=masks)),
         processing_class=processor,
-        callbacks=callbacks,
+        callbacks=callbacks if args.eval_every == 1 else [*callbacks, LastStep()],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

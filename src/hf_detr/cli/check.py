@@ -2,14 +2,14 @@
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ._arguments import add_data_arguments, add_policy_arguments, data_options, positive
 from ._errors import about
 from ._outputs import check_output_file, write_text
-from ._sources import check_data_source, check_model_source
-
-_DEFAULT_QUERIES = 100  # the paper's, and DetrConfig's
+from ._sources import check_data_source, model_source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-queries",
         type=positive,
         metavar="N",
-        help=f"of the model to be; the most it can find in an image (default {_DEFAULT_QUERIES})",
+        help="of the model to be; the most it can find in an image (default: what hf-detr train picks)",
     )
     queries.add_argument("--model", metavar="MODEL", help="a DETR, folder or Hub name, whose number of queries counts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report, every problem in it")
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check_data_source(args.data)
     if args.model:
-        check_model_source(args.model)
+        args.model = model_source(args.model)
     from datasets import concatenate_datasets, disable_progress_bars
     from PIL import Image
 
@@ -50,13 +50,16 @@ def run(args: argparse.Namespace) -> int:
     check_output_file(args.json, "--json")
     check_output_file(args.draw, "--draw")
     options = {**data_options(args), "splits": args.split}
-    num_queries, whose = _num_queries(args)
+    num_queries, own = _num_queries(args)
     with about(args.data, "correct the data, or how it is to be read"):
         report = check_dataset(
             args.data, args.format, num_queries=num_queries, decode_images=not args.headers_only,
             masks=args.masks or None, on_bad_box=args.on_bad_box, on_bad_image=args.on_bad_image, **options,
         )  # fmt: skip
-    print(report.text(whose))
+    whose = f"of {args.model}" if args.model else "the default"
+    if own not in (None, report.num_queries):
+        whose = f"picked, {own} {whose} are too few"
+    print(report.text(None if own is None else whose))
     if args.json:
         write_text(args.json, json.dumps(report.to_dict(), indent=2) + "\n")
         print(f"\nwritten: {args.json}")
@@ -69,13 +72,16 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report.errors else 0
 
 
-def _num_queries(args: argparse.Namespace) -> tuple[int, str | None]:
-    """The number to judge by, and whose it is. ValueError for a model that cannot be had."""
+def _num_queries(args: argparse.Namespace) -> tuple[int | Callable[[list[int]], int], int | None]:
+    """The number to judge by; or how a training picks it, and that of its start. ValueError for a model that cannot be
+    had."""
     if args.num_queries:
         return args.num_queries, None
-    if not args.model:
-        return _DEFAULT_QUERIES, "the default"
     from hf_detr.configuration_detr import DetrConfig
+    from hf_detr.training.automatic import Start, queries_for
 
-    with about(args.model, "name a folder of save_pretrained or hf-detr train, or a DETR on the Hub"):
-        return DetrConfig.from_pretrained(args.model).num_queries, f"of {args.model}"
+    start = Start()  # the published one
+    if args.model:
+        with about(args.model, "name a folder of save_pretrained or hf-detr train, or a DETR on the Hub"):
+            start = Start(num_queries=DetrConfig.from_pretrained(args.model).num_queries)
+    return partial(queries_for, start), start.num_queries

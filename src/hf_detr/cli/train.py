@@ -1,6 +1,7 @@
-"""`hf-detr train DATA --output RUN`: fine-tunes a detector and leaves a run folder that any of the tools reads."""
+"""`hf-detr train DATA`: fine-tunes a detector and leaves a run folder that any of the tools reads."""
 
 import argparse
+import os
 import shlex
 import time
 from contextlib import closing, suppress
@@ -20,12 +21,13 @@ from ._arguments import (
 )
 from ._config_file import with_config
 from ._errors import about
-from ._outputs import check_output_folder, only_writer
+from ._outputs import check_output_folder, new_run_folder, only_writer
 from ._run_settings import check_run_folder, write_settings
-from ._sources import check_data_source, check_model_source
+from ._sources import check_data_source, model_source
 
 _CHECKPOINT = "facebook/detr-resnet-50"
 _EPILOG = """\
+What is not given is picked from the data, the start and the machine: --explain says what and why, and trains nothing.
 The run folder gets the model and its processor (for from_pretrained, pipeline and the other commands), metrics.json,
 curves.png, predictions.png, of boxes and masks precision_recall.png and confusion.png, README.md (the model card), and
 checkpoints. Ctrl-C writes a checkpoint and stops; the same command with --resume goes on from there, as it does after a
@@ -39,12 +41,15 @@ _FRESH = {"d_model": 256, "heads": 8, "ffn_dim": 2048, "encoder_layers": 6, "dec
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    parser.add_argument("--output", type=Path, metavar="RUN", help="the run folder (required, here or in --config)")
+    parser.add_argument("--output", type=Path, metavar="RUN", help="the run folder (default: a new one in runs/)")
     parser.add_argument(
         "--config", type=Path, metavar="FILE",
         help="YAML or JSON with any of these options, such as 'batch_size: 8'; the command line goes before it",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the run folder")
+    parser.add_argument(
+        "--explain", action="store_true", help="print what would be picked for this data, and why; train nothing"
+    )
 
     data = add_data_arguments(parser, required=False)
     add_policy_arguments(data)
@@ -61,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     model = parser.add_argument_group("what to start from")
     model.add_argument(
-        "--model", metavar="CHECKPOINT", help=f"a whole DETR, Hub name or folder (default: {_CHECKPOINT}); or else:"
+        "--model",
+        metavar="CHECKPOINT",
+        help=f"a whole DETR: Hub name, folder, or tiny, the package's own (default: {_CHECKPOINT}); or else:",
     )
     model.add_argument(
         "--freeze-detector",
@@ -70,7 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--backbone", metavar="NAME", help="a fresh DETR on this timm network, such as resnet50")
     model.add_argument("--pretrained-backbone", action="store_true", help="the backbone starts from timm's weights")
-    model.add_argument("--num-queries", type=positive, metavar="N", help="detections an image, at most (default 100)")
+    model.add_argument(
+        "--num-queries", type=positive, metavar="N", help="detections an image, at most (default: picked)"
+    )
     for name, value in _FRESH.items():
         kinds = {"type": counting if name == "encoder_layers" else positive, "metavar": "N"}
         if name == "output_stride":
@@ -90,10 +99,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--unlabelled-threshold", type=fraction, default=0.7, metavar="P", help="of those labels (default 0.7)"
     )
 
-    training = parser.add_argument_group("training (defaults are the paper's)")
+    training = parser.add_argument_group("training (what has no default is picked: see --explain)")
     training.add_argument(
         "--epochs", type=positive, metavar="N",
-        help="default: 50, or 300 for a fresh model; with --time-limit or --max-steps as many as fit",
+        help="passes over the images; with --time-limit or --max-steps as many as fit",
     )  # fmt: skip
     training.add_argument("--max-steps", type=positive, metavar="N", help="the whole training, in place of --epochs")
     training.add_argument(
@@ -104,13 +113,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stop-after", type=positive, metavar="N", help="of --max-steps, as a --time-limit did that ran out (run.json)"
     )
     training.add_argument(
-        "--batch-size", type=batch_size, default=4, metavar="N",
-        help="images a step (default 4); auto: the most that fit, at most 16 on a GPU, 4 on a CPU",
+        "--batch-size", type=batch_size, metavar="N",
+        help="images a step; auto: the most that fit, at most 16 on a GPU, 4 on a CPU",
     )  # fmt: skip
     training.add_argument("--gradient-accumulation", type=positive, default=1, metavar="K", help="batches a step")
-    training.add_argument("--learning-rate", type=above_zero, default=1e-4, metavar="LR", help="default 1e-4")
+    training.add_argument("--learning-rate", type=above_zero, metavar="LR", help="of all but the backbone")
     training.add_argument(
-        "--backbone-learning-rate", type=above_zero, metavar="LR", help="default: 1/10 of it, all of it if fresh"
+        "--backbone-learning-rate", type=above_zero, metavar="LR", help="default: a share of --learning-rate"
     )
     training.add_argument(
         "--class-head-learning-rate", type=above_zero, metavar="LR", help="default: as the recipe says"
@@ -121,12 +130,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="muon: AdamW, with orthogonal steps for the transformer's matrices (default: the recipe's)",
     )  # fmt: skip
     training.add_argument(
-        "--lr-drop-at", type=fraction, default=2 / 3, metavar="SHARE", help="then rates / 10 (default 2/3; 1: never)"
+        "--lr-drop-at", type=fraction, metavar="SHARE", help="of the training, then rates / 10; 1: never"
     )
-    training.add_argument("--clip", type=above_zero, default=0.1, metavar="NORM", help="of the gradient (default 0.1)")
+    training.add_argument("--clip", type=above_zero, metavar="NORM", help="of the gradient, at most")
     training.add_argument(
-        "--recipe", choices=("paper", "fast"), default="fast",
-        help="fast (default): training-only parts that leave a plain DETR; paper: none",
+        "--recipe", choices=("paper", "fast"), help="fast: training-only parts that leave a plain DETR; paper: none",
     )  # fmt: skip
     training.add_argument(
         "--denoising-queries", type=counting, metavar="N", help="noised copies of each target (default: the recipe's)"
@@ -137,17 +145,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--ema", type=fraction, metavar="DECAY", help="average the weights, such as 0.9997; 0: not, whatever the recipe"
     )
-    training.add_argument(
-        "--eval-every", type=positive, default=1, metavar="EPOCHS", help="evaluate and write a checkpoint (default 1)"
-    )
+    training.add_argument("--eval-every", type=positive, metavar="EPOCHS", help="evaluate and write a checkpoint")
     training.add_argument(
         "--save-total-limit", type=positive, default=2, metavar="N",
         help="checkpoints to keep (default 2); the best and the last are kept in any case",
     )  # fmt: skip
     training.add_argument("--patience", type=positive, metavar="N", help="stop when AP has not grown for N evaluations")
     training.add_argument(
-        "--augment", choices=("paper", "strong", "none"), default="paper",
-        help="paper (default): flips, sizes and crops; strong, for few images: mosaic, mix-up, copy-paste, colours too",
+        "--augment", choices=("paper", "strong", "none"),
+        help="paper: flips, sizes and crops; strong, for few images: mosaic, mix-up, copy-paste, colours too",
     )  # fmt: skip
     training.add_argument(
         "--augment-until", type=fraction, default=0.9, metavar="SHARE",
@@ -157,7 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repeated-augmentation", type=positive, default=1, metavar="K", help="times an epoch has every image"
     )
     training.add_argument(
-        "--image-size", type=positive, metavar="PX", help="shortest edge (default: the checkpoint's, or 800)"
+        "--image-size", type=positive, metavar="PX", help="shortest edge of the images that the model sees"
     )
     training.add_argument(
         "--precision",
@@ -190,11 +196,18 @@ def run(args: argparse.Namespace) -> int:
     _check_together(args)
     check_data_source(args.data)
     if args.model:
-        check_model_source(args.model)
+        args.model = model_source(args.model)
     if args.teacher:
         check_data_source(args.teacher)
+    if args.explain:
+        return explain(args)
+    is_new = args.output is None
+    if is_new:
+        args.output = new_run_folder(args.data)
+        args.command_line = [*args.command_line, f"--output={args.output}"]
+        print(f"run folder: {args.output} (--output names another)\n")
     check_run_folder(args)
-    existed = args.output.exists()
+    existed = args.output.exists() and not is_new
     check_output_folder(args.output)
     try:
         with only_writer(args.output):
@@ -207,9 +220,11 @@ def run(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """The run itself, with arguments that are known to go together."""
+    from hf_detr.configuration_detr import DetrConfig
     from hf_detr.training import last_checkpoint
     from hf_detr.training.checkpoint_folders import is_finished
 
+    from ._automatic import Automatic
     from ._callbacks import Interruption, OneBar, Stopped
     from ._process_memory import keep_freed_memory
     from ._run_folder import write_run_folder
@@ -235,15 +250,21 @@ def train(args: argparse.Namespace) -> int:
     if args.resume and checkpoint is None:
         print(f"{args.output} has no checkpoint yet: the run starts anew\n")
     is_over = checkpoint is not None and is_finished(checkpoint, None if args.max_steps else args.epochs)
+    automatic = None if checkpoint else Automatic(args)  # a run goes on with what it has picked
+    num_queries = automatic.num_queries if automatic else DetrConfig.from_pretrained(checkpoint).num_queries
     with about(args.data, "see hf-detr check"):
-        report = None if args.no_check else print_report(args, data_options(args))
+        report = None if args.no_check else print_report(args, data_options(args), num_queries)
         splits = load_splits(args, data_options(args))
     decide_task(args, splits.by_name, report)
     splits = with_taught(args, splits)
+    if automatic:
+        automatic.settle(splits)
     model, processor = build_model(args, splits, checkpoint)
     if args.batch_size == "auto":
         args.batch_size = decide_batch_size(args, model, processor, splits.train)
-    if not checkpoint:
+        automatic.settle(splits)
+    if automatic:
+        print(automatic.lines(), end="\n\n")
         write_settings(args)
     interruption, bar = Interruption(), OneBar()
     callbacks = [interruption, bar]
@@ -261,11 +282,30 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
+def explain(args: argparse.Namespace) -> int:
+    """Prints what would be picked, and why."""
+    from ._automatic import Automatic
+    from ._running import quiet_libraries
+    from ._training import load_splits
+
+    quiet_libraries()
+    automatic = Automatic(args)
+    with about(args.data, "see hf-detr check"):
+        automatic.settle(load_splits(args, data_options(args)))
+    print(automatic.table())
+    return 0
+
+
 def _check_together(args: argparse.Namespace) -> None:
     """Fills in what depends on other arguments. Raises ValueError for what does not go together."""
-    for name, words in (("data", "DATA"), ("output", "--output RUN")):
-        if getattr(args, name) is None:
-            raise ValueError(f"{words} is missing; name it here or in a --config file.")
+    if args.data is None:
+        raise ValueError("DATA is missing; name it here or in a --config file.")
+    if args.resume and args.explain:
+        raise ValueError("--explain: a run goes on with what it has picked, which is in its run.json; omit --resume.")
+    if args.output is None and args.resume:
+        raise ValueError("--resume: name the run folder to go on with by --output, here or in a --config file.")
+    if args.output is None and not args.explain and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--output RUN is missing: several processes cannot agree on a new folder; name one.")
     if args.backbone is None:
         shaping = [f"--{name.replace('_', '-')}" for name, value in _FRESH.items() if getattr(args, name) != value]
         shaping += ["--pretrained-backbone"] if args.pretrained_backbone else []
@@ -276,23 +316,17 @@ def _check_together(args: argparse.Namespace) -> None:
         raise ValueError("--freeze-detector: a fresh model's detector has nothing to keep; name a --model.")
     elif args.model:
         raise ValueError("--model is a whole detector with its backbone; leave out one of --model and --backbone.")
-    if args.epochs is None and args.time_limit is None and args.max_steps is None:
-        args.epochs = 300 if args.backbone else 50
-    if args.time_limit is not None and 0 < args.lr_drop_at < _EARLIEST_DROP:
+    if args.time_limit is not None and 0 < (args.lr_drop_at or 1) < _EARLIEST_DROP:
         raise ValueError(
             f"--lr-drop-at {args.lr_drop_at:g} with --time-limit: the length of the run is not known so early; give at "
             f"least {_EARLIEST_DROP:g}."
         )
-    if args.time_limit is not None and args.augment_until < _EARLIEST_DROP and args.augment == "strong":
+    if args.time_limit is not None and args.augment_until < _EARLIEST_DROP and args.augment in (None, "strong"):
         raise ValueError(f"--augment-until {args.augment_until:g} with --time-limit: give at least {_EARLIEST_DROP:g}.")
     if not args.augment_until:
         raise ValueError("--augment-until 0: from the start there is --augment none.")
     if args.stop_after is not None and args.time_limit is None:
         raise ValueError("--stop-after repeats a run with --time-limit; give that as well, or --max-steps alone.")
-    if args.backbone_learning_rate is None:
-        # random weights have as far to go as the rest
-        random = args.backbone and not args.pretrained_backbone
-        args.backbone_learning_rate = args.learning_rate * (1.0 if random else 0.1)
     if args.teacher is not None and args.freeze_detector:
         raise ValueError("--teacher tells of boxes, which --freeze-detector does not train; leave one out.")
     if args.unlabelled is not None:

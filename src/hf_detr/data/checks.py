@@ -1,6 +1,7 @@
 """`check_dataset`: every problem of a detection data set in one report, before training meets them one by one."""
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def check_dataset(
     source: Any,
     format: str = "auto",
     *,
-    num_queries: int = 100,
+    num_queries: int | Callable[[list[int]], int] = 100,
     decode_images: bool = True,
     on_bad_box: str = "error",
     on_bad_image: str = "error",
@@ -37,7 +38,8 @@ def check_dataset(
     annotations; ids given twice, the same object or image twice, the same image in two splits; classes without objects;
     more objects in an image than `num_queries`; nothing to train on. Images are compared by their bytes. What is an
     error here stops `hf-detr train` before its first step; what `on_bad_box` and `on_bad_image` say is to be dropped or
-    clipped is a warning.
+    clipped is a warning. `num_queries` may be a function that is given the number of objects of each image, crowds left
+    out.
 
     Masks are looked at where there are some: polygons of fewer than three points, encodings that cannot be decoded,
     PNG files that are missing, damaged or of another size, ids that are not in them, empty masks, masks outside their
@@ -56,20 +58,22 @@ def check_dataset(
         format=loaded.format,
         classes=names,
         original_ids=original_category_ids(loaded.splits),
-        num_queries=num_queries,
+        num_queries=0,
         splits={},
         problems=findings.problems,
     )
     images: dict[bytes, list[tuple[str, str]]] = defaultdict(list)  # digest of the file -> (split, place)
+    wanted: list[tuple[str, str, int]] = []  # split, place and number of objects of each image
     for split, dataset in loaded.splits.items():
-        check = _SplitCheck(
-            split, names, findings, num_queries, loaded.places, loaded.emptied, on_bad_box, decode_images
-        )
+        check = _SplitCheck(split, names, findings, loaded.places, loaded.emptied, on_bad_box, decode_images)
         for row, seen in look_at_images(dataset, decode_images):
             check.add(row, seen)
             if seen.digest:
                 images[seen.digest].append((split, place_of(row, split)))
         report.splits[split] = check.finish()
+        wanted += check.wanted
+    report.num_queries = num_queries([one[2] for one in wanted]) if callable(num_queries) else num_queries
+    _report_crowded_images(wanted, report.num_queries, findings)
     _forget_repeated(findings)
     _report_same_images(images, findings)
     _report_classes(report, findings)
@@ -85,7 +89,6 @@ class _SplitCheck:
     split: str
     names: list[str]
     findings: Findings
-    num_queries: int
     places: dict
     emptied: set
     on_bad_box: str
@@ -95,6 +98,7 @@ class _SplitCheck:
     widths: list[int] = field(default_factory=list)
     heights: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    wanted: list[tuple[str, str, int]] = field(default_factory=list)
     boxes: list = field(default_factory=list)
     box_sizes_wh: list = field(default_factory=list)
     areas: list[float] = field(default_factory=list)
@@ -156,14 +160,8 @@ class _SplitCheck:
                 report(f"box: {problem}", where, message, self.split)
             else:
                 self.areas.append(box[2] * box[3])
-        wanted = len(objects["id"]) - sum(objects["iscrowd"])
         self.counts.append(len(objects["id"]))
-        if wanted > self.num_queries:
-            message = (
-                f"{wanted} objects, more than num_queries={self.num_queries}: {wanted - self.num_queries} can never be "
-                f"found; set num_queries to {wanted} or more."
-            )
-            self.error("more objects than queries", place, message)
+        self.wanted.append((self.split, place, len(objects["id"]) - sum(objects["iscrowd"])))
 
     def _place(self, row: dict, number: int, place: str) -> str:
         """Where an object of a row stands: in its file, or in the row of `place`."""
@@ -255,6 +253,16 @@ def _report_same_images(images: dict[bytes, list[tuple[str, str]]], findings: Fi
             message = f"the same image is in split {first!r} too ({by_split[first][0]}); keep it in one of them."
             for other in others:
                 findings.error("leak between splits", by_split[other][0], message, other)
+
+
+def _report_crowded_images(wanted: list[tuple[str, str, int]], num_queries: int, findings: Findings) -> None:
+    for split, place, objects in wanted:
+        if objects > num_queries:
+            message = (
+                f"{objects} objects, more than num_queries={num_queries}: {objects - num_queries} can never be found; "
+                f"set num_queries to {objects} or more."
+            )
+            findings.error("more objects than queries", place, message, split)
 
 
 def _report_classes(report: Report, findings: Findings) -> None:
