@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import json
 import re
 import runpy
 import shlex
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from datasets import DatasetDict, disable_progress_bars
+from datasets import Dataset, DatasetDict, disable_progress_bars
 from PIL import Image
 
 from hf_detr import digit_scenes, shape_scenes, tiny_checkpoint
@@ -55,14 +56,16 @@ def folder(tmp_path, monkeypatch):
 def _furnish(shown: str) -> None:
     """Makes what the commands of a page name: data, images, a video, and a model where they make none themselves."""
     options = {"image_size": 96}
-    for name in {"DATA", "scenes"} & set(re.findall(r"\w+", shown)):
+    if "DATA" in shown:
+        _write_coco(Path("DATA/train"), shape_scenes(16, **options))
+    if "scenes" in shown:
         splits = {"train": shape_scenes(12, **options), "validation": shape_scenes(4, seed=1, **options)}
-        DatasetDict(**splits, test=shape_scenes(4, split="test", **options)).save_to_disk(name)
+        DatasetDict(**splits, test=shape_scenes(4, split="test", **options)).save_to_disk("scenes")
     for task in {"instance", "panoptic"} & set(re.findall(r"(?:check|train) (\w+)", shown)):
         splits = {split: digit_scenes(4, split=split, task=task) for split in ("train", "test")}
         DatasetDict(splits).save_to_disk(task)
     photographs = shape_scenes(3, split="test", seed=2, **options)["image"][:]
-    for name in {"IMAGES", "images", "pictures"} & set(re.findall(r"\w+", shown)):
+    for name in {"IMAGES", "images"} & set(re.findall(r"\w+", shown)):
         Path(name).mkdir()
         for number, image in enumerate(photographs):
             image.save(f"{name}/{number}.png")
@@ -73,6 +76,21 @@ def _furnish(shown: str) -> None:
     shutil.copytree(tiny_checkpoint(), "facebook/detr-resnet-50")  # the Hub's name is a folder here
     for run in set(re.findall(r"runs/\w+", shown)) - set(re.findall(r"--output (\S+)", shown)):
         shutil.copytree(tiny_checkpoint(), run)
+
+
+def _write_coco(folder: Path, rows: Dataset) -> None:
+    """A folder of images with their annotations, as a reader has it."""
+    folder.mkdir(parents=True)
+    names = rows.features["objects"]["category"].feature.names
+    content = {"images": [], "annotations": [], "categories": [{"id": i, "name": name} for i, name in enumerate(names)]}
+    for row in rows:
+        name, objects = f"{row['image_id']}.png", row["objects"]
+        row["image"].save(folder / name)
+        content["images"].append({"id": row["image_id"], "file_name": name, "width": 96, "height": 96})
+        for box, category in zip(objects["bbox"], objects["category"], strict=True):
+            known = {"id": len(content["annotations"]), "image_id": row["image_id"], "iscrowd": 0}
+            content["annotations"].append({**known, "bbox": box, "category_id": category, "area": box[2] * box[3]})
+    (folder / "_annotations.coco.json").write_text(json.dumps(content))
 
 
 def _film(images: list[Image.Image]) -> None:
@@ -132,6 +150,7 @@ def test_the_commands_of_a_page_run_in_their_order(page, folder):
             assert _run(shlex.split(line), variables) == 0, words
     for name in LEAVES.get(page, ()):
         assert Path(name).exists(), name
+        assert Path(name).name != "README.md" or "AP50" in Path(name).read_text(encoding="utf-8")  # a model card
 
 
 @pytest.mark.parametrize("page", MARKDOWN)

@@ -41,7 +41,7 @@ def test_the_data_page_runs(data_page):
     assert names["batch"]["pixel_values"].shape[0] == 4
 
 
-def test_an_augmentation_of_ones_own_moves_picture_and_boxes_together(in_data_folder):
+def test_an_augmentation_of_ones_own_moves_image_and_boxes_together(in_data_folder):
     row = in_data_folder["data"]["train"][0]
     turned = in_data_folder["upside_down"](row)
     for (x, y, w, h), (left, top, width, height) in zip(row["objects"]["bbox"], turned["objects"]["bbox"], strict=True):
@@ -84,7 +84,7 @@ def test_the_albumentations_adapter_keeps_boxes_on_their_objects_and_follows_the
 
 @pytest.mark.parametrize("block", blocks("fine-tuning.md", "python"), ids=["trainer", "transfer", "pipeline"])
 def test_the_fine_tuning_page_runs(block, in_data_folder):
-    if "DetrTrainer(" in block:  # once is enough, and the pictures are small
+    if "DetrTrainer(" in block:  # once is enough, and the images are small
         block = block.replace("num_train_epochs=2", "num_train_epochs=1, dataloader_num_workers=0, use_cpu=True")
     names: dict = {}
     exec(block, names)

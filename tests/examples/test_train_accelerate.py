@@ -88,7 +88,7 @@ def assert_same_weights(one: Path, other: Path, tolerance: float) -> None:
 
 @pytest.fixture(scope="module")
 def voc_folder(tmp_path_factory) -> Path:
-    """Six pictures of 80 x 60 with a bright rectangle each, four to train on."""
+    """Six images of 80 x 60 with a bright rectangle each, four to train on."""
     root = tmp_path_factory.mktemp("voc")
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / name).mkdir(parents=True)
