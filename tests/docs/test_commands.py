@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ LEAVES = {
     "docs/index.md": ("sheet.png", "runs/mine/README.md", "runs/mine/predictions.png", "found/predictions.json"),
     "docs/masks.md": ("found/panoptic/panoptic.json",),
 }
-SLOW = ("README.md", "docs/export.md", "docs/fine-tuning.md", "docs/index.md")
+SLOW = ("README.md", *(f"docs/{name}.md" for name in ("export", "fine-tuning", "index", "serve")))
 SHOWN = {page: [block for block in all_blocks(page) if not block.language] for page in MARKDOWN}
 RUN = {page: [block for block in shown if not block.mark] for page, shown in SHOWN.items()}
 PAGES = [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page, shown in RUN.items() if shown]
@@ -105,7 +106,22 @@ def _film(images: list[Image.Image]) -> None:
         video.mux(stream.encode())
 
 
-def _run(words: list[str], variables: dict[str, str]) -> int:
+def _serve(words: list[str], running: contextlib.ExitStack) -> int:
+    """Starts a server, which has to end well when the page does, and asks for its first page."""
+    command = [sys.executable, "-m", "hf_detr.cli.main", *words]
+    server = running.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+
+    def stop() -> None:
+        server.terminate()
+        assert server.wait() == 0
+
+    running.callback(stop)
+    address = next(found[0] for line in server.stdout if (found := re.search(r"http://[\w.:]+", line)))
+    with urllib.request.urlopen(address) as first:
+        return 0 if "text/html" in first.headers["Content-Type"] else 1
+
+
+def _run(words: list[str], variables: dict[str, str], running: contextlib.ExitStack) -> int:
     """A command as the shell would run it, in this process if it can; its exit code."""
     assignment = re.fullmatch(r"(\w+)=\$\(python -c (.+)\)", " ".join(words))
     if assignment:
@@ -118,7 +134,11 @@ def _run(words: list[str], variables: dict[str, str]) -> int:
     if words[0] in ("torchrun", "accelerate"):
         module = "torch.distributed.run" if words[0] == "torchrun" else "accelerate.commands.launch"
         words = [str(ROOT / word) if word.startswith("examples/") else word for word in words if word != "launch"]
-        return subprocess.run([sys.executable, "-m", module, *words[1:]], timeout=280).returncode
+        return subprocess.run([sys.executable, "-m", module, *words[1:]]).returncode
+    if words[0] == "curl":
+        return subprocess.run(["curl", "--fail", *words[1:]]).returncode
+    if words[:2] == ["hf-detr", "serve"] and "--write-space" not in words:
+        return _serve(words[1:], running)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     if words[0] == "hf-detr":
@@ -127,7 +147,7 @@ def _run(words: list[str], variables: dict[str, str]) -> int:
     if words[1] == "exported/inference.py":  # which needs no torch
         alone = "import runpy, sys; sys.modules['torch'] = None; sys.argv.pop(0); "
         alone += "runpy.run_path(sys.argv[0], run_name='__main__')"
-        return subprocess.run([sys.executable, "-c", alone, *words[1:]], timeout=100).returncode
+        return subprocess.run([sys.executable, "-c", alone, *words[1:]]).returncode
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(sys, "argv", words[1:])
         runpy.run_path(str(ROOT / words[1]), run_name="__main__")
@@ -143,13 +163,13 @@ def test_the_commands_of_a_page_run_in_their_order(page, folder):
         block = next(block for block in blocks("fine-tuning.md", "python") if "DetrTrainer(" in block)
         Path("train.py").write_text(block.replace("num_train_epochs=2", "max_steps=2, use_cpu=True"))
     variables: dict[str, str] = {}
-    for block in RUN[page]:
-        for words in commands(block.content):
+    with contextlib.ExitStack() as running:
+        for words in [words for block in RUN[page] for words in commands(block.content)]:
             line = shlex.join(words)
             for long, short in SHORTER.items():
                 line = re.sub(long, short, line)
             line += " --workers 0" if TRAINS.search(line) else ""
-            assert _run(shlex.split(line), variables) == 0, words
+            assert _run(shlex.split(line), variables, running) == 0, words
     for name in LEAVES.get(page, ()):
         assert Path(name).exists(), name
         assert Path(name).name != "README.md" or "AP50" in Path(name).read_text(encoding="utf-8")  # a model card
