@@ -23,7 +23,7 @@ from queue import Queue
 from threading import Lock
 
 from convergence.cases import prepare
-from convergence.contestants import CONTESTANTS, settings_of
+from convergence.contestants import CONTESTANTS, DEFAULTS, settings_of
 
 HERE = Path(__file__).resolve().parent
 MAIN = ("stock-example", "stock", "stock-auxiliary", "paper", "fast")
@@ -61,15 +61,18 @@ def run_all(args: argparse.Namespace, prepared: Path, recorded: dict, results: P
 
     def work(job: tuple[int, str]) -> None:
         seed, name = job
-        earlier = recorded["runs"].get(name, {}).get(str(seed), {})
-        if earlier.get("settings") == settings_of(name):
+        earlier = recorded["runs"].get(name, {}).get(str(seed))
+        # a setting that came later had its default
+        if earlier is not None and {**DEFAULTS, **earlier["settings"]} == settings_of(name):
             return
         core = cores.get()
         try:
             run = start_run(args, name, seed, core, prepared)
         finally:
             cores.put(core)
-        with one_at_a_time:
+        with one_at_a_time:  # another sweep may have added to the file
+            if results.exists():
+                recorded["runs"] = json.loads(results.read_text())["runs"]
             recorded["runs"].setdefault(name, {})[str(seed)] = run
             results.write_text(json.dumps(recorded, indent=1) + "\n")
         last = run["curve"][-1]

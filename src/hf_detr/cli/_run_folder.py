@@ -153,14 +153,16 @@ def _facts(
             "started from": started_from,
             "epochs": f"{epochs:g} ({counted(steps, 'step')})",
             "images a step": args.batch_size * args.gradient_accumulation * settings.world_size,
-            "optimizer": f"AdamW, weight decay {args.weight_decay:g}, gradients clipped at {args.clip:g}",
+            "optimizer": ("AdamW, Muon for the transformer's matrices" if settings.uses_muon else "AdamW")
+            + f", weight decay {args.weight_decay:g}, gradients clipped at {args.clip:g}",
             "learning rate": settings.rates_text,
             "schedule": "constant" if settings.lr_drop_at is None else f"/ 10 after {settings.lr_drop_at:.2f} of it",
             "augmentation": args.augment,
             "image size": ", ".join(f"{name} {value}" for name, value in dict(trainer.processing_class.size).items()),
             "recipe": args.recipe
             + (f", {config.denoising_queries} noised copies of each target" if config.denoising_queries else "")
-            + (", a loss for the encoder's cells" if config.encoder_auxiliary_loss else ""),
+            + (", a loss for the encoder's cells" if config.encoder_auxiliary_loss else "")
+            + (", IoU-aware classification" if config.iou_aware_classification else ""),
             "averaged weights": f"decay {args.ema:g}" if args.ema else "yes" if settings.averages_weights else "no",
             "precision": "bf16" if settings.bf16 else "fp16" if settings.fp16 else "fp32",
             "bad boxes": args.on_bad_box + (f", {bad} found" if (bad := _bad_boxes(report)) else ""),

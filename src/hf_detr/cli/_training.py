@@ -190,6 +190,7 @@ def decide_batch_size(args: argparse.Namespace, model: Model, processor: DetrIma
         # an upright image beside a wide one is padded to a square of the longest edge
         edge = max(edge for edge in dict(processor.size).values() if edge)
         most = max(len(objects["bbox"]) for objects in train.select_columns("objects")["objects"])
+        most *= 4 if args.augment == "strong" else 1  # images of a mosaic
         with torch.random.fork_rng(device_type=device.type):
             attempt = copy.deepcopy(model)
             apply_recipe(attempt, args.recipe, **{name: getattr(args, name, None) for name in MODEL_SETTINGS})
@@ -226,7 +227,7 @@ def make_trainer(
     on_gpu = args.device != "cpu" and torch.cuda.is_available()
     precision = _precision(args, model, on_gpu)
     images = args.batch_size * args.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
-    steps = -(-len(splits.train) // images)  # an epoch
+    steps = -(-len(splits.train) * args.repeated_augmentation // images)  # an epoch
     settings = DetrTrainingArguments(
         output_dir=str(args.output),
         num_train_epochs=0 if is_over else args.epochs or UNPLANNED,
@@ -237,6 +238,7 @@ def make_trainer(
         learning_rate=args.learning_rate,
         backbone_learning_rate=args.backbone_learning_rate,
         class_head_learning_rate=args.class_head_learning_rate,
+        muon=None if args.optimizer is None else args.optimizer == "muon",
         weight_decay=args.weight_decay,
         max_grad_norm=args.clip,
         lr_drop_at=args.lr_drop_at if 0 < args.lr_drop_at < 1 else None,
@@ -249,6 +251,8 @@ def make_trainer(
         **({} if args.eval_every == 1 else {"save_strategy": "steps", "save_steps": steps * args.eval_every}),
         save_total_limit=max(2, args.save_total_limit),  # at the end of a training 1 would cost the last, and --resume
         on_bad_box=args.on_bad_box,
+        augment_until=args.augment_until,
+        repeated_augmentation=args.repeated_augmentation,
         group_by_aspect_ratio=True,
         seed=args.seed,
         bf16=precision == "bf16",

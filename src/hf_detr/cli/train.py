@@ -104,6 +104,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument("--weight-decay", type=not_negative, default=1e-4, metavar="X", help="default 1e-4")
     training.add_argument(
+        "--optimizer", choices=("adamw", "muon"),
+        help="muon: AdamW, with orthogonal steps for the transformer's matrices (default: the recipe's)",
+    )  # fmt: skip
+    training.add_argument(
         "--lr-drop-at", type=fraction, default=2 / 3, metavar="SHARE", help="then rates / 10 (default 2/3; 1: never)"
     )
     training.add_argument("--clip", type=above_zero, default=0.1, metavar="NORM", help="of the gradient (default 0.1)")
@@ -128,7 +132,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoints to keep (default 2); the best and the last are kept in any case",
     )  # fmt: skip
     training.add_argument("--patience", type=positive, metavar="N", help="stop when AP has not grown for N evaluations")
-    training.add_argument("--augment", choices=("paper", "none"), default="paper", help="flips, sizes and crops")
+    training.add_argument(
+        "--augment", choices=("paper", "strong", "none"), default="paper",
+        help="paper (default): flips, sizes and crops; strong, for few images: mosaic, mix-up, copy-paste, colours too",
+    )  # fmt: skip
+    training.add_argument(
+        "--augment-until", type=fraction, default=0.9, metavar="SHARE",
+        help="of the training; then --augment strong goes over to flips (default 0.9; 1: never)",
+    )  # fmt: skip
+    training.add_argument(
+        "--repeated-augmentation", type=positive, default=1, metavar="K", help="times an epoch has every image"
+    )
     training.add_argument(
         "--image-size", type=positive, metavar="PX", help="shortest edge (default: the checkpoint's, or 800)"
     )
@@ -252,6 +266,10 @@ def _check_together(args: argparse.Namespace) -> None:
             f"--lr-drop-at {args.lr_drop_at:g} with --time-limit: the length of the run is not known so early; give at "
             f"least {_EARLIEST_DROP:g}."
         )
+    if args.time_limit is not None and args.augment_until < _EARLIEST_DROP and args.augment == "strong":
+        raise ValueError(f"--augment-until {args.augment_until:g} with --time-limit: give at least {_EARLIEST_DROP:g}.")
+    if not args.augment_until:
+        raise ValueError("--augment-until 0: from the start there is --augment none.")
     if args.stop_after is not None and args.time_limit is None:
         raise ValueError("--stop-after repeats a run with --time-limit; give that as well, or --max-steps alone.")
     if args.backbone_learning_rate is None:

@@ -22,6 +22,7 @@ from .checkpoint_folders import is_whole, last_checkpoint
 from .ema import WeightAverage
 from .health import QueryCollapse, warn_if_not_finite
 from .losses import IntervalLosses
+from .muon import MuonAdamW
 from .optimizer import parameter_groups
 from .recipes import MODEL_SETTINGS, RECIPES, apply_recipe
 from .rows import check_is_transformed, class_problem, count_rows, transform_of, with_box_policy
@@ -144,6 +145,8 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError("ema_decay needs whole weights in each process; set it to 0 with FSDP or DeepSpeed.")
             self.add_callback(UpdateAverage(lambda: self._average))
+        if args.uses_muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("muon=True needs whole matrices in each process; set it to False with FSDP or DeepSpeed.")
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold))
 
@@ -216,7 +219,7 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer of `args.optim`, AdamW by default, with the paper's groups."""
+        """The optimizer of `args.optim`, AdamW by default, with the paper's groups; or `MuonAdamW` (`args.muon`)."""
         if self.optimizer is None:
             model = self.model if model is None else model
             chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
@@ -228,7 +231,10 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
                 raise ValueError(f"optim={self.args.optim!r} makes parameter groups of its own; choose adamw_torch.")
             args = self.args
             rates = (args.learning_rate, args.backbone_learning_rate, args.weight_decay, args.class_head_rate)
-            groups = parameter_groups(model, *rates)
+            groups = parameter_groups(model, *rates, muon=args.uses_muon)
+            if args.uses_muon:
+                optimizer_class = MuonAdamW
+                settings = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
             self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
 
