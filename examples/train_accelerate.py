@@ -32,12 +32,12 @@ from hf_detr.data.loading import load_detection_dataset
 from hf_detr.data.schema import id2label
 from hf_detr.data.synthetic.digits import digit_scenes
 from hf_detr.data.transform import DetectionTransform, transform_dataset
-from hf_detr.training import evaluate_model, parameter_groups
+from hf_detr.training import MuonAdamW, evaluate_model, parameter_groups
 from hf_detr.training.callbacks import evaluations_since_best
 from hf_detr.training.ema import WeightAverage
 from hf_detr.training.health import QueryCollapse, warn_if_not_finite
 from hf_detr.training.losses import IntervalLosses
-from hf_detr.training.recipes import RECIPES, apply_recipe, averages_weights, class_head_rate_of
+from hf_detr.training.recipes import RECIPES, apply_recipe, averages_weights, class_head_rate_of, uses_muon
 from hf_detr.training.rows import count_rows
 from hf_detr.training.samplers import EpochOrder, ReproducibleSamples
 from hf_detr.visualization import plot_curves
@@ -245,7 +245,7 @@ def main() -> None:
         average = WeightAverage(detector, args.ema) if averages_weights(args.recipe, args.ema) else None
         rates = (args.learning_rate, args.backbone_learning_rate, args.weight_decay)
         rates += (class_head_rate_of(args.recipe, args.learning_rate),)
-        optimizer = torch.optim.AdamW(parameter_groups(detector, *rates))
+        optimizer = MuonAdamW(parameter_groups(detector, *rates, muon=uses_muon(args.recipe, None)))
         check_same_run(args, accelerator)
     except (ValueError, OSError) as error:
         parser.error(str(error))
