@@ -37,6 +37,7 @@ DEFAULTS = {
     "augment": "none",  # but for flips; or "paper" or "strong", of `DetectionTransform`, for cases with rows
     "example_recipe": False,  # the optimizer of transformers' example and guide
     "restored": False,  # stock, with the activations in the backbone's norms that it drops
+    "teacher": "",  # how the queries of --teacher's detector are those of the student, see `Lessons`; its time counts
     "share_of_time": 1.0,  # trains for a part of the time, with the whole schedule in it
 }
 
@@ -106,6 +107,9 @@ CONTESTANTS: dict[str, dict] = {
     "fast-augment-strong": {**FAST, "augment": "strong"},
     "fast-batch-half": {**FAST, "batch": 0.5},
     "fast-batch-quarter": {**FAST, "batch": 0.25},
+    # with the detector of --teacher
+    "fast-teacher-matched": {**FAST, "teacher": "matched"},
+    "fast-teacher-by-query": {**FAST, "teacher": "by query"},
     "paper-batch-half": {"batch": 0.5, "rate": 0.5},
     # the first round
     "base": BASE,

@@ -1,5 +1,6 @@
 """Exported detectors: they answer as the model on shapes they were not traced with, and run without torch."""
 
+import shutil
 import subprocess
 import sys
 
@@ -66,6 +67,25 @@ def test_the_folder_detects_without_torch_what_the_model_detects(tiny, photograp
     torch.testing.assert_close(numbers[:, 0], expected["scores"][order], rtol=0, atol=0.02)
     torch.testing.assert_close(numbers[:, 1:], expected["boxes"][order], rtol=0, atol=1.0)
     assert "three inputs it was not traced with" in (exported / "README.md").read_text()
+
+
+def test_the_folder_keeps_what_is_above_the_saved_thresholds(tiny, photograph, exported, tmp_path):
+    model, processor = tiny
+    image, path = photograph
+    with torch.no_grad():
+        outputs = model(**processor(images=image, return_tensors="pt"))
+    (found,) = processor.post_process_object_detection(outputs, threshold=0.5)
+    first = int(found["labels"][0])
+    folder = shutil.copytree(exported, tmp_path / "out")
+    settings = DetrImageProcessor.from_pretrained(folder)
+    settings.class_thresholds = {first: 1.0}
+    settings.save_pretrained(folder)
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(folder / "inference.py"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = [line.split("\t")[0] for line in done.stdout.splitlines()]
+    expected = [model.config.id2label[label] for label in found["labels"].tolist() if label != first]
+    assert sorted(names) == sorted(expected)
 
 
 def test_the_graph_can_give_scores_labels_and_boxes_in_pixels(tiny, tmp_path):

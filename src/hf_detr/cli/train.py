@@ -27,8 +27,9 @@ from ._sources import check_data_source, check_model_source
 _CHECKPOINT = "facebook/detr-resnet-50"
 _EPILOG = """\
 The run folder gets the model and its processor (for from_pretrained, pipeline and the other commands), metrics.json,
-curves.png, predictions.png, README.md (the model card), and checkpoints. Ctrl-C writes a checkpoint and stops; the same
-command with --resume goes on from there, as it does after a crash. run.json has every option of the run, for --config.
+curves.png, predictions.png, of boxes and masks precision_recall.png and confusion.png, README.md (the model card), and
+checkpoints. Ctrl-C writes a checkpoint and stops; the same command with --resume goes on from there, as it does after a
+crash. run.json has every option of the run, for --config.
 """
 _REPORTERS = ("tensorboard", "wandb", "trackio", "mlflow")
 _EARLIEST_DROP = 0.2  # of a training with a time limit, whose length is known after a tenth of it
@@ -76,6 +77,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             kinds = {"type": int, "choices": (8, 16, 32)}
         flag = f"--{name.replace('_', '-')}"
         model.add_argument(flag, default=value, help=f"of a fresh model (default {value})", **kinds)
+
+    teacher = parser.add_argument_group("a teacher")
+    teacher.add_argument(
+        "--teacher", metavar="CHECKPOINT",
+        help="a trained detector of any architecture, Hub name or folder: what it sees in the images is learned too",
+    )  # fmt: skip
+    teacher.add_argument(
+        "--unlabelled", type=Path, metavar="DIR", help="images without annotations, which the teacher labels first"
+    )
+    teacher.add_argument(
+        "--unlabelled-threshold", type=fraction, default=0.7, metavar="P", help="of those labels (default 0.7)"
+    )
 
     training = parser.add_argument_group("training (defaults are the paper's)")
     training.add_argument(
@@ -178,6 +191,8 @@ def run(args: argparse.Namespace) -> int:
     check_data_source(args.data)
     if args.model:
         check_model_source(args.model)
+    if args.teacher:
+        check_data_source(args.teacher)
     check_run_folder(args)
     existed = args.output.exists()
     check_output_folder(args.output)
@@ -208,6 +223,7 @@ def train(args: argparse.Namespace) -> int:
         make_time_limit,
         make_trainer,
         print_report,
+        with_taught,
     )
 
     begun = time.monotonic()
@@ -223,6 +239,7 @@ def train(args: argparse.Namespace) -> int:
         report = None if args.no_check else print_report(args, data_options(args))
         splits = load_splits(args, data_options(args))
     decide_task(args, splits.by_name, report)
+    splits = with_taught(args, splits)
     model, processor = build_model(args, splits, checkpoint)
     if args.batch_size == "auto":
         args.batch_size = decide_batch_size(args, model, processor, splits.train)
@@ -276,6 +293,13 @@ def _check_together(args: argparse.Namespace) -> None:
         # random weights have as far to go as the rest
         random = args.backbone and not args.pretrained_backbone
         args.backbone_learning_rate = args.learning_rate * (1.0 if random else 0.1)
+    if args.teacher is not None and args.freeze_detector:
+        raise ValueError("--teacher tells of boxes, which --freeze-detector does not train; leave one out.")
+    if args.unlabelled is not None:
+        if args.teacher is None:
+            raise ValueError(f"--unlabelled {args.unlabelled}: images are labelled by a --teacher; name one.")
+        if not args.unlabelled.is_dir():
+            raise ValueError(f"--unlabelled {args.unlabelled}: no such folder; name one with images.")
     if not 0 < args.hold_out < 1:
         raise ValueError(f"--hold-out {args.hold_out:g} is not between 0 and 1; 0.1 is usual.")
 

@@ -17,7 +17,8 @@ _RUNTIMES = {
 }
 _SCRIPT = '''"""Objects in an image, without torch: python inference.py IMAGE [THRESHOLD].
 
-Needs {package}, numpy and Pillow. One object a line: name, score, left, top, right, bottom in pixels.
+Needs {package}, numpy and Pillow. One object a line: name, score, left, top, right, bottom in pixels; those of a score
+above THRESHOLD, without it above the one saved for their class in preprocessor_config.json, or 0.5.
 """
 
 import json
@@ -31,6 +32,7 @@ from PIL import Image, ImageOps
 HERE = Path(__file__).resolve().parent
 names = json.loads((HERE / "config.json").read_text(encoding="utf-8"))["id2label"]
 settings = json.loads((HERE / "preprocessor_config.json").read_text(encoding="utf-8"))
+thresholds = settings.get("class_thresholds", {{}})
 {load}
 
 
@@ -46,7 +48,7 @@ def resized(width, height):
     return max(1, int(width * scale)), max(1, int(height * scale))
 
 
-def detect(path, threshold=0.5):
+def detect(path, threshold=None):
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     pixels = np.asarray(image.resize(resized(*image.size), Image.Resampling(settings["resample"])))
     pixels = (pixels * settings["rescale_factor"] - settings["image_mean"]) / settings["image_std"]
@@ -58,8 +60,9 @@ def detect(path, threshold=0.5):
     corners = np.concatenate((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2), axis=1)
     corners *= [*image.size, *image.size]
     for query in np.argsort(-scores.max(-1)):
-        if scores[query].max() > threshold:
-            yield names[str(scores[query].argmax())], scores[query].max(), corners[query]
+        label, score = str(scores[query].argmax()), scores[query].max()
+        if score > (thresholds.get(label, 0.5) if threshold is None else threshold):
+            yield names[label], score, corners[query]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..boxes import cxcywh_to_xyxy, giou, iou
 from ..configuration_detr import DetrConfig
 from .denoising import NoisedTargets, denoising_losses
+from .distillation import cell_distillation_losses, distillation_losses
 from .encoder_loss import CellPredictions, encoder_loss
 from .matcher import HungarianMatcher, Matches
 from .targets import Targets, pack_targets, to_device
@@ -123,8 +124,9 @@ class SetCriterion:
         Returns:
             `SetLosses`, whose `parts` are `loss_ce`, `loss_bbox`, `loss_giou` (unweighted), `cardinality_error` and
             `class_error` (in percent, only of the last layer), the two errors without gradient; names ending in `_l`
-            for the layers before the last. With groups `loss_groups`, with denoising queries `loss_denoising`, and with
-            cells `loss_encoder`: their weighted sums (over layers), as they are in the loss.
+            for the layers before the last. With groups `loss_groups`, with denoising queries `loss_denoising`, with
+            cells `loss_encoder`, and with soft targets `loss_teacher`: their weighted sums (over layers), as they are
+            in the loss.
 
         Raises:
             TypeError, ValueError: see `pack_targets` and `HungarianMatcher`.
@@ -174,6 +176,13 @@ class SetCriterion:
             if cells is not None:
                 of_cells = encoder_loss(cells, targets, normalisers.boxes, normalisers.images)
                 auxiliary["loss_encoder"] = self._weighted(of_cells)
+            if targets.soft is not None:
+                first = (matched_logits[:num_layers], matched_boxes[:num_layers])
+                taught = distillation_losses(*first, targets.soft, self.matcher, normalisers.boxes)
+                auxiliary["loss_teacher"] = self._weighted(taught).sum()
+                if cells is not None:
+                    of_cells = cell_distillation_losses(cells, targets.soft, normalisers.boxes)
+                    auxiliary["loss_teacher"] = auxiliary["loss_teacher"] + self._weighted(of_cells)
 
             parts["cardinality_error"] = _cardinality_error(matched_logits[:num_layers], targets)
             last = num_layers - 1

@@ -38,6 +38,9 @@ class DetrTrainingArguments(TrainingArguments):
         ema_decay: in (0, 1), such as 0.9997: an exponential moving average of the weights is kept, and is what is
             evaluated, saved and left in the model. 0 for none. None: as the recipe says; the one of "fast" averages
             over a share of the steps so far (see `WeightAverage`).
+        teacher: a folder or Hub name of a trained detector, any that `AutoModelForObjectDetection` loads, with an image
+            processor and classes of the same names: what it sees in each training image is a further target (see
+            `loss.distillation`). It looks at every batch, which takes its time; what is saved knows nothing of it.
         early_stopping_patience: stop after so many evaluations in a row without a better `metric_for_best_model`.
         early_stopping_threshold: what counts as better, in units of the metric.
         on_bad_box: what to do with boxes that are not finite, have no area or leave their image: "error" (before the
@@ -76,6 +79,7 @@ class DetrTrainingArguments(TrainingArguments):
     iou_aware_classification: bool | None = field(default=None, metadata={"help": "Classes owed as boxes fit."})
     muon: bool | None = field(default=None, metadata={"help": "Orthogonal steps for the transformer's matrices."})
     ema_decay: float | None = field(default=None, metadata={"help": "Average the weights, with this decay a step."})
+    teacher: str | None = field(default=None, metadata={"help": "A trained detector to learn from as well."})
     early_stopping_patience: int | None = field(default=None, metadata={"help": "Evaluations without a better AP."})
     early_stopping_threshold: float = field(default=0.0, metadata={"help": "By how much AP must be better."})
     on_bad_box: str = field(default="error", metadata={"help": f"One of {', '.join(ON_BAD_BOX[:3])}."})

@@ -156,6 +156,9 @@ class BatchesMixin:
         if any("labels" not in batch for batch in batches):
             raise ValueError("train_dataset: its rows have no labels; keep the column 'objects'.")
         labels = [label for batch in batches for label in batch["labels"]]
+        if self._lessons is not None:
+            with self.accelerator.autocast():
+                batches = [self._lessons(batch) for batch in batches]
         sizes, queries = [len(label["class_labels"]) for label in labels], self.model.config.num_queries
         through = stream is not None and stream.passes > stream.epochs
         counts: Any = [sum(sizes), len(sizes), sum(min(size, queries) for size in sizes), int(through)]
