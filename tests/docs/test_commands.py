@@ -20,8 +20,9 @@ from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset, DatasetDict, disable_progress_bars
 from PIL import Image
 
-from hf_detr import digit_scenes, shape_scenes, tiny_checkpoint
+from hf_detr import DetrForObjectDetection, DetrImageProcessor, digit_scenes, shape_scenes, tiny_checkpoint
 from hf_detr.cli.main import _COMMANDS, main
+from hf_detr.data.schema import id2label
 
 from .pages import MARKDOWN, ROOT, all_blocks, blocks, commands
 
@@ -77,7 +78,9 @@ def _furnish(shown: str) -> None:
         _film(photographs)
     shutil.copytree(tiny_checkpoint(), "facebook/detr-resnet-50")  # the Hub's name is a folder here
     for run in set(re.findall(r"runs/\w+", shown)) - set(re.findall(r"--output (\S+)", shown)):
-        shutil.copytree(tiny_checkpoint(), run)
+        names = id2label(shape_scenes(1))
+        DetrForObjectDetection.from_pretrained(tiny_checkpoint(), id2label=names).save_pretrained(run)
+        DetrImageProcessor.from_pretrained(tiny_checkpoint()).save_pretrained(run)
 
 
 def _write_coco(folder: Path, rows: Dataset) -> None:
