@@ -9,17 +9,11 @@ import argparse
 import torch
 from torch.utils.data import DataLoader
 
-from hf_detr import (
-    DetectionCollator,
-    DetectionTransform,
-    DetrConfig,
-    DetrForObjectDetection,
-    DetrImageProcessor,
-    parameter_groups,
-    shape_scenes,
-    transform_dataset,
-)
+from hf_detr import DetectionCollator, DetectionTransform, DetrConfig, DetrForObjectDetection, DetrImageProcessor
 from hf_detr.data.schema import id2label
+from hf_detr.data.synthetic.shapes import shape_scenes
+from hf_detr.data.transform import transform_dataset
+from hf_detr.training import parameter_groups
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--backbone", default="convnext_atto", help="see timm.list_models()")

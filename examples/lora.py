@@ -10,16 +10,10 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 
 import hf_detr
-from hf_detr import (
-    DetectionCollator,
-    DetectionTransform,
-    DetrForObjectDetection,
-    DetrImageProcessor,
-    evaluate_model,
-    shape_scenes,
-    transform_dataset,
-)
+from hf_detr import DetectionCollator, DetectionTransform, DetrForObjectDetection, DetrImageProcessor, shape_scenes
 from hf_detr.data.schema import id2label
+from hf_detr.data.transform import transform_dataset
+from hf_detr.evaluation import evaluate_model
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--checkpoint", default=hf_detr.tiny_checkpoint(), help="a folder or a name on the Hub")

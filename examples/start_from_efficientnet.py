@@ -7,7 +7,7 @@
 The package's EfficientNet-Lite0 has other names than timm's `tf_efficientnet_lite0` and the same tensors in the same
 order. Transformer and heads are those of the small checkpoint of hf_detr, trained on generated digits: they know how to
 find objects, though not these. Queries beyond its 12, and the projection of the backbone's features, start afresh. The
-network's first stages, which see edges in any picture, do not train.
+network's first stages, which see edges in any image, do not train.
 """
 
 import argparse

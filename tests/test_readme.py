@@ -3,31 +3,41 @@
 import re
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
-from hf_detr import DetrImageProcessor, __version__
-from hf_detr.cli.main import _COMMANDS
+from hf_detr import DetrImageProcessor, __version__, shape_scenes
 from tests.small_models import small_model
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_first_snippet_runs_on_a_local_checkpoint(tmp_path, monkeypatch):
+@pytest.fixture
+def in_a_folder(tmp_path, monkeypatch):
+    """Where the Hub's name is a folder, beside a photograph and a data set of the name that is shown."""
     small_model(num_labels=3).save_pretrained(tmp_path / "facebook" / "detr-resnet-50")
     processor = DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     processor.save_pretrained(tmp_path / "facebook" / "detr-resnet-50")
-    Image.new("RGB", (120, 90), "white").save(tmp_path / "picture.jpg")
-    monkeypatch.chdir(tmp_path)  # the Hub's name is a folder here
+    Image.new("RGB", (120, 90), "white").save(tmp_path / "photograph.jpg")
+    shape_scenes(10).save_to_disk(tmp_path / "VOC2012")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_snippet_runs(in_a_folder):
+    first, training, backbone = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
-    exec(re.search(r"```python\n(.*?)```", README, re.DOTALL)[1], names)
+    exec(first, names)
     assert set(names["detections"][0]) == {"scores", "labels", "boxes"}
-
-
-def test_every_command_of_the_readme_exists():
-    shown = set(re.findall(r"^hf-detr (\w+)", README, re.MULTILINE))
-    assert shown
-    assert shown <= set(_COMMANDS)
+    exec(training, names)
+    assert set(names["train"][0]) == {"pixel_values", "labels"}
+    assert names["model"].config.num_labels == 5
+    # the weights of a large backbone would be fetched
+    exec(
+        backbone.replace("convnext_tiny", "test_convnext").replace(
+            "pretrained_backbone=True", "pretrained_backbone=False"
+        )
+    )
 
 
 def test_every_file_the_readme_links_to_exists():

@@ -2,16 +2,14 @@
 
 import os
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import disable_progress_bars
 
-from hf_detr import digit_scenes, tiny_checkpoint
-from hf_detr.cli.main import main
+from hf_detr import digit_scenes
 
-from .pages import blocks, commands
+from .pages import blocks
 
 SHORTER = {r"digit_scenes\((400|60)": "digit_scenes(4", "max_steps=400": "max_steps=2, use_cpu=True"}
 
@@ -34,19 +32,6 @@ def _shorter(text: str) -> str:
     for long, short in SHORTER.items():
         text = re.sub(long, short, text)
     return text
-
-
-def test_the_commands_run_in_their_order(folder):
-    run = 0
-    for words in commands("masks.md"):
-        words = [tiny_checkpoint() if word == "$TINY" else word for word in words]
-        if words[0].startswith("TINY=") or words[1] == "demo":  # which has tests of its own
-            continue
-        quick = ["--epochs", "1", "--workers", "0"] if words[1] == "train" else []
-        assert main([*words[1:], *quick]) == 0, words
-        run += 1
-    assert run == 8
-    assert Path("found/panoptic/panoptic.json").exists()
 
 
 def test_the_python_blocks_run_in_their_order(folder):

@@ -22,13 +22,13 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _train(model, pixel_values, labels, boxes: int, pictures: int, share: int) -> tuple[list, dict]:
+def _train(model, pixel_values, labels, boxes: int, num_images: int, share: int) -> tuple[list, dict]:
     """Losses of three steps, and the weights after them."""
     optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 1e-3))
     losses = []
     for _ in range(3):
         outputs = model(
-            pixel_values=pixel_values, labels=labels, num_items_in_batch=boxes, num_images_in_batch=pictures
+            pixel_values=pixel_values, labels=labels, num_items_in_batch=boxes, num_images_in_batch=num_images
         )
         (share * outputs.loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
@@ -51,7 +51,7 @@ def _process(rank: int, port: int, each_layer: bool, folder: Path) -> None:
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     (pixel_values, _), labels = images(*[(64, 64)] * 4), targets(2, 0, 1, 3)
     own = slice(2 * rank, 2 * rank + 2)
-    losses, weights = _train(model, pixel_values[own], labels[own], boxes=6, pictures=4, share=2)
+    losses, weights = _train(model, pixel_values[own], labels[own], boxes=6, num_images=4, share=2)
     shares = torch.stack(losses)
     dist.all_reduce(shares)
     if rank == 0:
@@ -66,7 +66,7 @@ def test_weights_divided_among_two_processes_train_as_whole_ones(each_layer, tmp
     model = small_model(**NO_DROPOUT).train()
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     assert frozen  # beside trained ones in one module
-    losses, weights = _train(model, pixel_values, labels, boxes=6, pictures=4, share=1)
+    losses, weights = _train(model, pixel_values, labels, boxes=6, num_images=4, share=1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,5 +1,6 @@
 """What the documentation is made of holds together: links, spelling, what is pulled in from the source."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -7,25 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from datasets import Dataset
 
 import hf_detr
-from hf_detr import check_dataset, shape_scenes
-from hf_detr.training.health import QueryCollapse
 from site_tools import course, macros, notebook
-from tests.small_models import small_model
 
-from .pages import ROOT, blocks, commands
+from .pages import MARKDOWN, ROOT, blocks
 
-MARKDOWN = sorted(
-    path.relative_to(ROOT).as_posix()
-    for path in (
-        *ROOT.glob("*.md"),
-        *(ROOT / "docs").rglob("*.md"),
-        *(ROOT / part / "README.md" for part in ("benchmarks", "examples")),
-    )
-)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -125,45 +113,6 @@ def test_the_first_page_runs(tmp_path, monkeypatch):
     assert (tmp_path / "detections.png").exists()
 
 
-def test_the_symptoms_that_can_be_made_are_as_troubleshooting_shows_them(capsys):
-    names: dict = {}
-    for block in blocks("troubleshooting.md", "python"):
-        exec(block, names)
-    printed = capsys.readouterr().out
-    assert float(re.search(r"differ by up to ([\d.]+)", printed)[1]) > 0.1
-    assert "class label 10 is outside 0 to 9" in printed
-    assert "predictions are not finite" in printed
-    assert "divide pixels by the image's size" in printed
-
-
-def test_equal_object_queries_are_the_collapse_that_is_warned_of():
-    model = small_model()
-    model.model.query_position_embeddings.weight.data[:] = model.model.query_position_embeddings.weight.data[:1]
-    outputs = model(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
-    collapse = QueryCollapse()
-    collapse.add(outputs.logits, outputs.pred_boxes)
-    with pytest.warns(UserWarning, match="queries have collapsed"):
-        collapse.warn("here")
-
-
-def test_corners_read_as_sizes_reach_out_of_their_images_and_check_says_so():
-    rows = shape_scenes(6)
-    corners = [[[x, y, x + w, y + h] for x, y, w, h in objects["bbox"]] for objects in rows["objects"]]
-    shifted = [{**row, "objects": {**row["objects"], "bbox": boxes}} for row, boxes in zip(rows, corners, strict=True)]
-    data = Dataset.from_list(shifted, features=rows.features)
-    assert "outside" in check_dataset(data).text()
-    assert not check_dataset(data, bbox_format="xyxy").errors
-
-
-@pytest.mark.parametrize("page", ["index.md", "troubleshooting.md"])
-def test_commands_of_the_package_exist(page):
-    from hf_detr.cli.main import _COMMANDS
-
-    shown = [words[1] for words in commands(page) if words[0] == "hf-detr"]
-    assert shown
-    assert set(shown) <= set(_COMMANDS)
-
-
 def test_the_command_line_reference_has_every_option(capsys):
     from hf_detr.cli.main import main
 
@@ -172,6 +121,25 @@ def test_the_command_line_reference_has_every_option(capsys):
         main(["train", "--help"])
     for option in re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out):
         assert option in page
+
+
+def test_the_reference_has_every_public_name():
+    page = macros.expand((ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8"))
+    shown = set(re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE))
+    for name in set(hf_detr.__all__) - {"__version__", "DetrConfig", "DetrTrainingArguments"}:  # which have tables
+        one = getattr(hf_detr, name)
+        assert {f"{one.__module__}.{name}", one.__module__} & shown, name
+
+
+def test_the_reference_shows_nothing_without_a_docstring():
+    page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    for name in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE):
+        try:
+            found = importlib.import_module(name)
+        except ModuleNotFoundError:
+            module, _, own_name = name.rpartition(".")
+            found = getattr(importlib.import_module(module), own_name)
+        assert found.__doc__, name
 
 
 def test_the_notebooks_have_every_chapter_and_no_output():
@@ -199,26 +167,3 @@ def test_the_notebooks_run_offline_from_top_to_bottom(name, images, tmp_path, mo
     NotebookClient(content, timeout=180, resources={"metadata": {"path": str(tmp_path)}}).execute()
     kinds = [output.output_type for cell in content.cells for output in cell.get("outputs", [])]
     assert kinds.count("display_data") + kinds.count("execute_result") >= images
-
-
-@pytest.mark.slow
-def test_who_follows_the_first_page_gets_a_model_card(tmp_path, monkeypatch):
-    shape_scenes(40).save_to_disk(tmp_path / "DATA")
-    images = tmp_path / "IMAGES"
-    images.mkdir()
-    for number, image in enumerate(shape_scenes(3, split="test")["image"]):
-        image.save(images / f"{number}.png")
-    monkeypatch.chdir(tmp_path)
-    shown = [words for words in commands("index.md") if words[0] == "hf-detr" and words[1] != "demo"]
-    offline = [words for words in shown if words[1] != "train" or "--model" in words]  # the other fetches a checkpoint
-    assert [words[1] for words in offline] == ["check", "train", "predict", "evaluate"]
-    for words in offline:
-        words = [hf_detr.tiny_checkpoint() if word == "$TINY" else word for word in words[1:]]
-        words = ["60s" if word == "10m" else word for word in words]
-        run = [sys.executable, "-m", "hf_detr.cli.main", *words]
-        done = subprocess.run(run, capture_output=True, text=True, timeout=280)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "sheet.png").exists()
-    assert "AP50" in (tmp_path / "runs" / "mine" / "README.md").read_text(encoding="utf-8")
-    assert (tmp_path / "runs" / "mine" / "predictions.png").exists()
-    assert (tmp_path / "found" / "predictions.json").exists()

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from hf_detr import DetrForObjectDetection
+from hf_detr import DetrForObjectDetection, DetrForSegmentation, tiny_checkpoint
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SHORT = ("inference.py", "train_trainer.py", "custom_backbone.py", "lora.py")
+SHORT = ("inference.py", "train_trainer.py", "custom_backbone.py", "masks.py", "lora.py")
+TOOLS = ("start_from_efficientnet.py", "train_tiny_checkpoint.py")  # that made what the documentation shows
 
 
 @pytest.fixture
@@ -62,7 +64,25 @@ def test_lora_learns_and_leaves_a_plain_detector(run):
     assert model.config.num_labels == 5
 
 
-@pytest.mark.parametrize("name", SHORT)
-def test_the_short_ones_are_short_and_in_the_index(name):
-    assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) <= 60
-    assert f"]({name})" in (EXAMPLES / "README.md").read_text(encoding="utf-8")
+def test_masks_are_learnt_on_a_detector_that_stays_as_it_is(run):
+    printed = run("masks.py", "--steps", "21", "--output", "model")
+    assert losses(printed)[-1] < losses(printed)[0]
+    assert "AP50" in printed
+    assert os.path.getsize("model/found.png") > 10_000
+    trained = DetrForSegmentation.from_pretrained("model")
+    detector = load_file(f"{tiny_checkpoint()}/model.safetensors")
+    for name, weights in trained.detr.state_dict().items():
+        assert torch.equal(weights, detector[name]), name
+
+
+def test_the_short_ones_are_short_and_the_loop_not_long():
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in EXAMPLES.glob("*.py")}
+    assert set(lines) == {*SHORT, *TOOLS, "train_accelerate.py"}
+    assert all(lines[name] < 60 for name in SHORT), lines
+    assert lines["train_accelerate.py"] <= 300
+
+
+def test_the_index_says_which_to_copy_and_which_not():
+    to_copy, others = (EXAMPLES / "README.md").read_text(encoding="utf-8").split("Not to copy")
+    assert all(f"]({name})" in to_copy for name in (*SHORT, "train_accelerate.py"))
+    assert all(f"]({name})" in others for name in TOOLS)
