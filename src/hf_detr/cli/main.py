@@ -26,6 +26,7 @@ _COMMANDS = {
     "explain": "show on one page what a detector looked at in an image, and which of its layers decided",
     "demo": "train a small DETR on generated scenes: a check that everything works",
     "export": "write a detector as ONNX, OpenVINO, ExecuTorch or torch.export, checked against the model",
+    "benchmark": "measure AP, time and memory of a model in every format that runs here",
     "convert": "turn a checkpoint of the original DETR into one that from_pretrained reads",
 }
 
