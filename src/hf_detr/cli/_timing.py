@@ -17,7 +17,7 @@ import numpy as np
 
 
 def main(spec: dict[str, Any]) -> None:
-    """`spec`: kind ("eager", "compiled", "program" of torch.export, "graph"), source, images (.npz), threads, device."""
+    """`spec`: kind ("eager", "compiled", "program" (torch.export) or "graph"), source, images, threads, device."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     with np.load(spec["images"]) as file:

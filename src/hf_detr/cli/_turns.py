@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,8 +101,9 @@ class _Process:
         return printable(f"ended with code {code}: {lines[-1] if lines else 'no message'}")[:300]
 
     def end(self) -> None:
-        for pipe in (self.process.stdin, self.process.stdout):
-            pipe.close()
         self.process.kill()
         self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with suppress(OSError):  # what it never read
+                pipe.close()
         self.errors.close()

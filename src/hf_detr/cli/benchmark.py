@@ -22,7 +22,7 @@ _NAMES += [f if p == "fp32" else f"{f}-{p}" for f in ("onnx", "openvino") for p 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "Time is that of the model on one image, read and resized before; the contestants take turns, each in a process "
+        "Time is the model's for one image, read and resized before; the contestants take turns, each in a process "
         "of its own. Formats that do not run here are listed with the reason."
     )
     parser.add_argument("model", metavar="MODEL", help="a folder of save_pretrained or hf-detr train, or a Hub name")
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
                 del rows[name]
             else:
                 rows[name] |= result
-        if args.keep:
+        if args.keep and (folder / "exports").is_dir():
             shutil.copytree(folder / "exports", args.keep, dirs_exist_ok=True)
 
     _print_table(args, judge, rows, not_run, threads, aligned)

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("fp32", "fp16", "bf16", "int8", "int8-static"),
         default="fp32",
-        help="fp16 and bf16: of the weights; int8: of linear layers; int8-static: of convolutions too, with scales from "
+        help="fp16, bf16: of the weights; int8: of linear layers; int8-static: of convolutions too, with scales from "
         "images of --data. Default: %(default)s",
     )
     parser.add_argument("--output", "-o", type=Path, help="folder to write (default: MODEL-FORMAT in this folder)")
@@ -107,8 +107,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(str(error)) from error
     worst = written.difference
     print(
-        f"{output}: {args.export_format}, {args.precision}, {megabytes(written.size_bytes)}; largest difference from the "
-        f"model {worst.value:.1e} ({worst.output}, {worst.where})"
+        f"{output}: {args.export_format}, {args.precision}, {megabytes(written.size_bytes)}; largest difference from "
+        f"the model {worst.value:.1e} ({worst.output}, {worst.where})"
     )
     if quality is not None:
         print(f"\n{where}:\n{_table(written)}")
