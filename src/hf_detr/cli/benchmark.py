@@ -4,8 +4,9 @@ import argparse
 import json
 import platform
 import shutil
+import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,11 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ._judging import Judge
-    from ._running import aligned, choose_device, load_model, quiet_libraries
+    from ._running import aligned, choose_device, load_model
     from ._turns import Contestant, take_turns
+    from .export import quiet_exporters
 
-    quiet_libraries()
+    quiet_exporters()
     device = choose_device(args.device)
     threads = args.cpu_threads or torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -135,7 +137,8 @@ def _forms(args, model, processor, judge, folder: Path, not_run: dict[str, str])
                 format, _, precision = name.partition("-")
                 try:
                     exporter = exporter or Exporter(model, processor)
-                    exporter.write(folder / "exports" / name, format, precision or "fp32", calibration=calibration)
+                    with redirect_stdout(sys.stderr):  # the tracer tells of its progress
+                        exporter.write(folder / "exports" / name, format, precision or "fp32", calibration=calibration)
                     forms.append((name, folder / "exports" / name))
                 except Exception as error:  # of a tracer or a runtime: any kind
                     not_run[name] = _reason(error)

@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from ._arguments import above_zero, add_data_arguments, add_policy_arguments, not_negative, positive
@@ -66,13 +68,12 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--precision int8-static takes its scales from images; give --data, or take int8.")
     import torch
 
-    from hf_detr.cli._running import load_model, quiet_libraries
+    from hf_detr.cli._running import load_model
     from hf_detr.export import export_model
     from hf_detr.export.card import megabytes
     from hf_detr.export.exporting import Quality
 
-    quiet_libraries()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # operators that no DETR has
+    quiet_exporters()
     name = args.export_format if args.precision == "fp32" else f"{args.export_format}-{args.precision}"
     output = args.output or Path(f"{Path(args.model).name}-{name}")
     model, processor = load_model(args.model, torch.device("cpu"))
@@ -91,18 +92,19 @@ def run(args: argparse.Namespace) -> int:
             split, calibration = judge.calibration(args.calibration_images)
             print(f"calibrating with {len(calibration)} images of split {split!r}")
     try:
-        written = export_model(
-            model,
-            processor,
-            output,
-            args.export_format,
-            args.precision,
-            calibration=calibration,
-            quality=quality,
-            post_process=args.post_process,
-            max_difference=args.max_difference,
-            overwrite=args.overwrite,
-        )
+        with redirect_stdout(sys.stderr):  # the tracer tells of its progress
+            written = export_model(
+                model,
+                processor,
+                output,
+                args.export_format,
+                args.precision,
+                calibration=calibration,
+                quality=quality,
+                post_process=args.post_process,
+                max_difference=args.max_difference,
+                overwrite=args.overwrite,
+            )
     except ImportError as error:
         raise ValueError(str(error)) from error
     worst = written.difference
@@ -115,6 +117,17 @@ def run(args: argparse.Namespace) -> int:
     elif args.precision != "fp32":
         print("What it costs in AP was not measured; --data DATA measures it and refuses a loss above --max-ap-loss.")
     return 0
+
+
+def quiet_exporters() -> None:
+    """What exporters and tracers say of operators that no DETR has, and of versions, whose effect is checked."""
+    import transformers
+
+    from ._running import quiet_libraries
+
+    quiet_libraries()
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 
 def _table(written) -> str:
