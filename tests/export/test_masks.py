@@ -9,7 +9,7 @@ from PIL import Image
 pytest.importorskip("transformers.exporters", reason="this transformers has no exporters")
 
 from hf_detr import DetrImageProcessor
-from hf_detr.export import ExportedDetector, export_model
+from hf_detr.export import ExportedDetector, Exporter
 from hf_detr.export.parity import trial_inputs, worst_difference
 from tests.small_models import small_segmenter
 
@@ -17,12 +17,17 @@ from .conftest import inference
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """Model, processor and folder."""
+def exporter():
     model = small_segmenter(encoder_layers=1, decoder_layers=1, chunk_size_masks=5)  # of nine queries
-    processor, folder = DetrImageProcessor(size={"height": 64, "width": 96}), tmp_path_factory.mktemp("masks") / "out"
-    export_model(model, processor, folder, "onnx")
-    return model, processor, folder
+    return Exporter(model, DetrImageProcessor(size={"height": 64, "width": 96}))
+
+
+@pytest.fixture(scope="module")
+def exported(exporter, tmp_path_factory):
+    """Model, processor and folder."""
+    folder = tmp_path_factory.mktemp("masks") / "out"
+    exporter.write(folder, "onnx")
+    return exporter.model, exporter.processor, folder
 
 
 def test_masks_are_the_models_on_other_shapes_padded_or_not_and_nan_stays_nan(exported):
@@ -42,6 +47,18 @@ def test_masks_are_the_models_on_other_shapes_padded_or_not_and_nan_stays_nan(ex
     assert outputs.pred_masks[0].isnan().all()
     assert outputs.logits[0].isnan().all()
     assert outputs.pred_masks[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-static"])
+def test_masks_in_int8_are_nearly_the_models_and_nan_stays_nan(exporter, photograph, tmp_path, precision):
+    pixels = exporter.processor(images=photograph[0], return_tensors="pt")["pixel_values"]
+    exporter.write(tmp_path / "out", "onnx", precision, calibration=[pixels])
+    graph = ExportedDetector(tmp_path / "out")
+    with torch.no_grad():
+        expected = exporter.model(pixels).pred_masks > 0
+    assert ((graph(pixels).pred_masks > 0) == expected).float().mean() > 0.9
+    pixels[0, 0, 0, 0] = torch.nan
+    assert graph(pixels).pred_masks.isnan().all()
 
 
 def test_the_script_writes_the_masks_that_the_processor_finds(exported, photograph, tmp_path):

@@ -35,8 +35,8 @@ def card(format: str, precision: str, graph: DetectorGraph, written: "Written") 
         f"{classes} (names in config.json), {config.num_queries} queries.",
         f"Precision: {precision}, {PRECISIONS[precision]}.",
         f"Size: {megabytes(written.size_bytes)}; the weights in float32 are {megabytes(written.weight_bytes)}.",
-        "Compared with the model on three inputs it was not traced with, one padded: the largest difference is "
-        f"{worst.value:.1e} ({worst.output}, {worst.where}).",
+        "Compared with the model on three inputs it was not traced with, of random numbers, one padded: the "
+        f"largest difference is {worst.value:.1e} ({worst.output}, {worst.where}).",
     ]
     if written.quality_name:
         lines.append(

@@ -56,9 +56,11 @@ class DetectorGraph(nn.Module):
     def forward(
         self, pixel_values: Tensor, pixel_mask: Tensor, target_sizes: Tensor | None = None
     ) -> dict[str, Tensor]:
-        outputs = self.detector(pixel_values, pixel_mask=pixel_mask, return_dict=True)
-        # said to the runtime, since OpenVINO's ReLU makes 0 of NaN: an image that is not finite has no finite logit
+        # An image that is not finite has no finite logit. Said to the runtime, since OpenVINO's ReLU makes 0 of NaN,
+        # and before the first convolution, since whatever reads the same tensor as an int8 layer gets it in int8.
         finite = torch.isfinite(pixel_values.sum(dim=(1, 2, 3)))[:, None, None]
+        pixel_values = torch.where(finite[..., None], pixel_values, 0.0)
+        outputs = self.detector(pixel_values, pixel_mask=pixel_mask, return_dict=True)
         logits, boxes = torch.where(finite, outputs.logits, torch.nan), outputs.pred_boxes
         masks = {"pred_masks": torch.where(finite[..., None], outputs.pred_masks, torch.nan)} if self.has_masks else {}
         if not self.post_process:
