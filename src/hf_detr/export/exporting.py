@@ -162,6 +162,8 @@ class Exporter:
         except (ImportError, ValueError):
             raise
         except Exception as error:  # of C++ as well, which raises no OSError
+            if _reason(error).startswith("Failed serializing"):  # an operator, by torch.export
+                raise ValueError(f"{format} cannot hold this model ({_reason(error)}); try another format.") from error
             raise OSError(
                 f"{format} could not be written ({_reason(error)}); free some space, or try another."
             ) from error

@@ -25,7 +25,7 @@ def plot_quality_against_time(points: Mapping[str, tuple[float, float]], quality
     axes.set(xlabel="ms an image, median", ylabel=quality, xscale="log")
     for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis(ScalarFormatter())
-    axes.tick_params(axis="x", which="minor", labelsize=7)
+    axes.tick_params(axis="x", which="both", labelsize=8)
     axes.grid(alpha=0.3, which="both")
     figure.legend(fontsize=8, loc="outside right upper", frameon=False)
     figure.savefig(path)
