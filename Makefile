@@ -64,7 +64,7 @@ test: lint
 	$(PYTEST)
 
 test-slow: setup
-	$(INSTALL) -e ".[test,docs]"
+	$(INSTALL) -e ".[test,docs,browser]"
 	$(BIN)/python -m pytest -m slow
 
 test-oldest:

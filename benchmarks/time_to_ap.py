@@ -3,6 +3,8 @@
     python benchmarks/time_to_ap.py digits --minutes 10 --seeds 3 --jobs 2
     python benchmarks/time_to_ap.py bccd --data ../shared/data/bccd --start runs/start --minutes 15
     python benchmarks/time_to_ap.py digits --only denoising groups average   # one training-only part at a time
+    python benchmarks/time_to_ap.py digits --minutes 120 --only fast --save runs/of --output runs/of.json
+    python benchmarks/time_to_ap.py digits --only fast-teacher-by-query --teacher runs/of/fast-0
 
 Every run is a process of its own with one thread, `--jobs` of them at once (no more than there are cores; one on a
 GPU). Results are merged into benchmarks/results/time_to_ap_<case>_<device>.json after each run, and plotted beside it;
@@ -23,7 +25,7 @@ from queue import Queue
 from threading import Lock
 
 from convergence.cases import prepare
-from convergence.contestants import CONTESTANTS, settings_of
+from convergence.contestants import CONTESTANTS, DEFAULTS, settings_of
 
 HERE = Path(__file__).resolve().parent
 MAIN = ("stock-example", "stock", "stock-auxiliary", "paper", "fast")
@@ -61,15 +63,18 @@ def run_all(args: argparse.Namespace, prepared: Path, recorded: dict, results: P
 
     def work(job: tuple[int, str]) -> None:
         seed, name = job
-        earlier = recorded["runs"].get(name, {}).get(str(seed), {})
-        if earlier.get("settings") == settings_of(name):
+        earlier = recorded["runs"].get(name, {}).get(str(seed))
+        # a setting that came later had its default
+        if earlier is not None and {**DEFAULTS, **earlier["settings"]} == settings_of(name):
             return
         core = cores.get()
         try:
             run = start_run(args, name, seed, core, prepared)
         finally:
             cores.put(core)
-        with one_at_a_time:
+        with one_at_a_time:  # another sweep may have added to the file
+            if results.exists():
+                recorded["runs"] = json.loads(results.read_text())["runs"]
             recorded["runs"].setdefault(name, {})[str(seed)] = run
             results.write_text(json.dumps(recorded, indent=1) + "\n")
         last = run["curve"][-1]
@@ -91,10 +96,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, help="the folder of the photographs, for bccd")
     parser.add_argument("--start", type=Path, help="the model to start from, for bccd")
+    parser.add_argument("--teacher", type=Path, help="a trained detector, for contestants with a teacher")
+    parser.add_argument("--save", type=Path, help="a folder for what each run ends with: NAME-SEED, to be a teacher")
     parser.add_argument("--output", type=Path, help="the JSON file")
     parser.add_argument("--run", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     parser.add_argument("--prepared", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    needs_teacher = [name for name in args.only or MAIN if settings_of(name)["teacher"]]
+    if needs_teacher and args.teacher is None and not args.run:
+        parser.error(f"{', '.join(needs_teacher)}: name a --teacher; a run with --save makes one")
     if args.case == "bccd" and not args.run and (args.data is None or args.start is None):
         parser.error("bccd needs --data and --start (see examples/start_from_efficientnet.py)")
     return args
@@ -104,7 +114,9 @@ def start_run(args: argparse.Namespace, name: str, seed: int, core: int, prepare
     """One process, on one core where there are cores to choose."""
     command = [sys.executable, __file__, args.case, "--run", name, str(seed), "--minutes", str(args.minutes)]
     command += ["--points", str(args.points), "--device", args.device, "--prepared", str(prepared)]
-    command += ["--start", str(args.start)] if args.start else []
+    for option in ("start", "teacher", "save"):
+        value = getattr(args, option)
+        command += [f"--{option}", str(value)] if value else []
     if args.device == "cpu" and shutil.which("taskset") and args.jobs > 1:
         command = ["taskset", "-c", str(sorted(os.sched_getaffinity(0))[core]), *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
@@ -121,7 +133,10 @@ def one_run(args: argparse.Namespace) -> int:
         start = Path(folder) / "start"
         if args.start:
             shutil.copytree(args.start, start)
-        run = train(args.prepared, start, settings_of(name), int(seed), args.minutes, args.points, args.device)
+        save = args.save and args.save / f"{name}-{seed}"
+        options = {"teacher": args.teacher, "save": save}
+        settings = settings_of(name)
+        run = train(args.prepared, start, settings, int(seed), args.minutes, args.points, args.device, **options)
     print(json.dumps(run))
     return 0
 

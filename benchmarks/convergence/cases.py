@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor, load_detection_dataset, tiny_checkpoint
 from hf_detr.data.schema import id2label
+from hf_detr.data.strong_augmentation import FlipAndResize
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Case:
         test: rows of the schema, which `processor` prepares.
         flip: mirror every second image, at random.
         mixed_precision: bf16, where processors are quicker with it; they are not with depthwise convolutions.
+        rows: of the schema, decoded, to train on by the package's own augmentation; photographs alone.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Case:
     backbone_rate: float
     flip: bool
     mixed_precision: bool
+    rows: list[dict] | None = None
 
 
 def prepare(name: str, data: Path | None, start: Path | None, file: Path) -> None:
@@ -59,6 +62,7 @@ def prepare(name: str, data: Path | None, start: Path | None, file: Path) -> Non
         splits = load_detection_dataset(data, format="voc", on_bad_box="drop")
         train, test = splits["train"], splits["test"]
         case = Case(name, *_inputs(processor, train), test, processor, 4, 5e-4, 1e-4, True, False)
+        case.rows = _rows(processor, train)
     torch.save(case, file)
 
 
@@ -80,6 +84,16 @@ def write_start(case: Case, start: Path, seed: int) -> None:
         model = DetrForObjectDetection.from_pretrained(tiny_checkpoint(), id2label=names)
     model.save_pretrained(start)
     case.processor.save_pretrained(start)
+
+
+def _rows(processor: DetrImageProcessor, data: Dataset) -> list[dict]:
+    """Decoded, and at most twice as large as they are trained on: more than that no augmentation shows."""
+    shrink = FlipAndResize({name: 2 * edge for name, edge in dict(processor.size).items() if edge}, 0.0)
+    rows = []
+    for row in data:
+        small = shrink(row)
+        rows.append(small if small["height"] < row["height"] else row)
+    return rows
 
 
 def _inputs(processor: DetrImageProcessor, rows: Dataset) -> tuple[torch.Tensor, list[dict]]:

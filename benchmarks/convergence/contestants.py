@@ -9,6 +9,9 @@ import transformers
 from torch import nn
 
 import hf_detr
+from hf_detr.training.muon import MuonAdamW
+
+from .variants import start_with_local_attention
 
 # What a contestant may set; whatever is left out is as here.
 DEFAULTS = {
@@ -19,20 +22,44 @@ DEFAULTS = {
     "denoising_label_noise": 0.2,
     "query_groups": 1,
     "encoder_auxiliary_loss": False,
+    "iou_aware_classification": False,
+    "local_start": 0.0,  # the gain; see `variants`
     "averages": False,  # the moving average of recipe="fast"
     "class_head_rate": 1.0,  # times the transformer's learning rate
     "rate": 1.0,  # times the learning rates of the case
     "batch": 1.0,  # times the batch size of the case
+    "small_share": 0.0,  # of the clock, in which images are `SMALL_SCALE` as large
     "clip": 1.0,  # the gradients' largest norm
+    "beta2": 0.999,  # of AdamW
+    "muon": False,  # for the matrices of the transformer, with the rate of AdamW
+    "mixed_precision": True,  # where the case has it
     "schedule": "cosine",  # of `one_run.rate_at`
+    "augment": "none",  # but for flips; or "paper" or "strong", of `DetectionTransform`, for cases with rows
     "example_recipe": False,  # the optimizer of transformers' example and guide
     "restored": False,  # stock, with the activations in the backbone's norms that it drops
+    "teacher": "",  # how the queries of --teacher's detector are those of the student, see `Lessons`; its time counts
     "share_of_time": 1.0,  # trains for a part of the time, with the whole schedule in it
 }
 
+# The settings that are fields of the package's configuration; the last three make training-only modules.
+FIELDS = (
+    "auxiliary_loss", "denoising_box_noise", "denoising_label_noise", "iou_aware_classification", "query_groups",
+    "denoising_queries", "encoder_auxiliary_loss",
+)  # fmt: skip
+
+SMALL_SCALE = 2 / 3
+
 # recipe="fast", which a test compares with the package's
-FAST = {"encoder_auxiliary_loss": True, "class_head_rate": 10.0, "averages": True}
-FAST_DENOISING = {**FAST, "denoising_queries": 3}
+FAST = {
+    "denoising_queries": 3,
+    "encoder_auxiliary_loss": True,
+    "iou_aware_classification": True,
+    "muon": True,
+    "class_head_rate": 10.0,
+    "averages": True,
+}
+# what the first round of the search for it started from
+BASE = {**FAST, "iou_aware_classification": False, "muon": False}
 
 CONTESTANTS: dict[str, dict] = {
     # transformers' object-detection example and guide: AdamW 5e-5 for everything, gradients clipped at 0.01
@@ -44,29 +71,56 @@ CONTESTANTS: dict[str, dict] = {
     "stock-restored": {"package": "stock", "auxiliary_loss": False, "restored": True},
     "stock-restored-auxiliary": {"package": "stock", "restored": True},
     "paper": {},
+    "paper-rate-half": {"rate": 0.5},
     "fast": FAST,
     "fast-third": {**FAST, "share_of_time": 1 / 3},
-    # one training-only part at a time
-    "average": {"averages": True},
-    "class-head-rate": {"class_head_rate": 10.0},
-    "encoder": {"encoder_auxiliary_loss": True},
+    "fast-fifth": {**FAST, "share_of_time": 0.2},
+    # one part of it at a time
     "denoising": {"denoising_queries": 3},
+    "encoder": {"encoder_auxiliary_loss": True},
+    "iou-aware": {"iou_aware_classification": True},
+    "muon": {"muon": True},
+    "class-head-rate": {"class_head_rate": 10.0},
+    "average": {"averages": True},
     "groups": {"query_groups": 3},
-    # what may be added to "fast", one at a time
-    "fast-denoising": FAST_DENOISING,
+    # all but one
+    "fast-without-denoising": {**FAST, "denoising_queries": 0},
+    "fast-without-encoder": {**FAST, "encoder_auxiliary_loss": False},
+    "fast-without-iou-aware": {**FAST, "iou_aware_classification": False},
+    "fast-without-muon": {**FAST, "muon": False},
+    "fast-without-class-head-rate": {**FAST, "class_head_rate": 1.0},
+    "fast-without-average": {**FAST, "averages": False},
+    # other numbers
     "fast-denoising-1": {**FAST, "denoising_queries": 1},
     "fast-denoising-6": {**FAST, "denoising_queries": 6},
-    "fast-denoising-box-noise": {**FAST_DENOISING, "denoising_box_noise": 0.8},
-    "fast-denoising-groups": {**FAST_DENOISING, "query_groups": 2},
-    "fast-denoising-rate-2": {**FAST_DENOISING, "rate": 2.0},
-    "fast-denoising-rate-half": {**FAST_DENOISING, "rate": 0.5},
-    "fast-denoising-one-cycle": {**FAST_DENOISING, "schedule": "one-cycle", "rate": 2.0},
-    "fast-denoising-step": {**FAST_DENOISING, "schedule": "step"},
-    "fast-denoising-batch-half": {**FAST_DENOISING, "batch": 0.5},
-    "fast-denoising-clip": {**FAST_DENOISING, "clip": 0.1},
-    "fast-denoising-head-rate-3": {**FAST_DENOISING, "class_head_rate": 3.0},
-    "paper-rate-half": {"rate": 0.5},
+    "fast-box-noise": {**FAST, "denoising_box_noise": 0.8},
+    "fast-groups": {**FAST, "query_groups": 2},
+    "fast-rate-2": {**FAST, "rate": 2.0},
     "fast-rate-half": {**FAST, "rate": 0.5},
+    "fast-one-cycle": {**FAST, "schedule": "one-cycle", "rate": 2.0},
+    "fast-step": {**FAST, "schedule": "step"},
+    "fast-clip": {**FAST, "clip": 0.1},
+    "fast-head-rate-3": {**FAST, "class_head_rate": 3.0},
+    "fast-progressive": {**FAST, "small_share": 0.6},
+    "fast-progressive-batch-half": {**FAST, "small_share": 0.6, "batch": 0.5},
+    "fast-augment-paper": {**FAST, "augment": "paper"},
+    "fast-augment-strong": {**FAST, "augment": "strong"},
+    "fast-batch-half": {**FAST, "batch": 0.5},
+    "fast-batch-quarter": {**FAST, "batch": 0.25},
+    # with the detector of --teacher
+    "fast-teacher-matched": {**FAST, "teacher": "matched"},
+    "fast-teacher-by-query": {**FAST, "teacher": "by query"},
+    "paper-batch-half": {"batch": 0.5, "rate": 0.5},
+    # the first round
+    "base": BASE,
+    "base-iou-aware": {**BASE, "iou_aware_classification": True},
+    "base-muon": {**BASE, "muon": True},
+    "base-progressive": {**BASE, "small_share": 0.6},
+    "base-batch-half": {**BASE, "batch": 0.5},
+    "base-clip": {**BASE, "clip": 0.1},
+    "base-beta2": {**BASE, "beta2": 0.98},
+    "base-fp32": {**BASE, "mixed_precision": False},
+    "base-local-start": {**BASE, "local_start": 2.0},
 }
 
 
@@ -90,8 +144,12 @@ def make_model(start: Path, settings: dict) -> nn.Module:
             if settings["restored"]:
                 _put_activations_back(model)
             return model.train()
-        fields = hf_detr.DetrConfig.from_pretrained(start).to_dict().keys() & settings.keys()
-        return hf_detr.DetrForObjectDetection.from_pretrained(start, **{f: settings[f] for f in fields}).train()
+        model = hf_detr.DetrForObjectDetection.from_pretrained(start, **{f: settings[f] for f in FIELDS}).train()
+        if (model.training_only is None) == any(settings[f] != DEFAULTS[f] for f in FIELDS[-3:]):
+            raise RuntimeError(f"{settings} and {model.training_only} do not agree.")
+        if settings["local_start"]:
+            start_with_local_attention(model, settings["local_start"])
+        return model
 
 
 def _thaw_norms(module: nn.Module) -> None:
@@ -118,13 +176,22 @@ def _put_activations_back(model: nn.Module) -> None:
 
 
 def make_optimizer(model: nn.Module, settings: dict, rate: float, backbone_rate: float) -> torch.optim.Optimizer:
-    """AdamW, weight decay 1e-4: `rate` for all but the backbone, `backbone_rate` for that."""
+    """AdamW, weight decay 1e-4: `rate` for all but the backbone, `backbone_rate` for that. With "muon", Muon for the
+    matrices of the transformer."""
     if settings["example_recipe"]:
         trained = [p for p in model.parameters() if p.requires_grad]
         return torch.optim.AdamW(trained, lr=5e-5, weight_decay=1e-4, fused=True)
     rates = {"class_labels_classifier": rate * settings["class_head_rate"], "backbone": backbone_rate, "": rate}
     groups = {part: {"params": [], "lr": part_rate} for part, part_rate in rates.items()}
+    matrices = {"params": [], "lr": rate, "orthogonal": True}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups[next((part for part in rates if part in name.split(".")), "")]["params"].append(parameter)
-    return torch.optim.AdamW(list(groups.values()), weight_decay=1e-4, fused=True)
+        if not parameter.requires_grad:
+            continue
+        path = name.split(".")
+        if settings["muon"] and parameter.ndim == 2 and "layers" in path and {"encoder", "decoder"} & set(path):
+            matrices["params"].append(parameter)
+        else:
+            groups[next((part for part in rates if part in path), "")]["params"].append(parameter)
+    if settings["muon"]:
+        return MuonAdamW([*groups.values(), matrices], weight_decay=1e-4, betas=(0.9, settings["beta2"]))
+    return torch.optim.AdamW(list(groups.values()), weight_decay=1e-4, betas=(0.9, settings["beta2"]), fused=True)

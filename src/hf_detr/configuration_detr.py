@@ -36,6 +36,7 @@ _OWN_FIELDS = (
     "denoising_label_noise",
     "query_groups",
     "encoder_auxiliary_loss",
+    "iou_aware_classification",
     "chunk_size_backbone",
     "chunk_size_masks",
     "mask_loss_resolution",
@@ -114,8 +115,8 @@ class DetrConfig(PreTrainedConfig):
         denoising_box_noise: how far they are moved and resized, in shares of the box.
         denoising_label_noise: chance that a copy's label is a random one.
         query_groups: 1, or how many groups of `num_queries` object queries train, each matched on its own.
-        encoder_auxiliary_loss: every cell of the encoded feature map predicts the object it lies on; see
-            `loss.encoder_loss`.
+        encoder_auxiliary_loss: every cell of the encoded feature map predicts its object; see `loss.encoder_loss`.
+        iou_aware_classification: a matched query owes its class only as much as its box fits; see `loss.criterion`.
 
     Reading a configuration file, by `from_pretrained`, `from_json_file` or `from_dict`, runs no code and opens nothing
     but the file; what it does not know, it keeps as an attribute, as in Transformers.
@@ -175,6 +176,7 @@ class DetrConfig(PreTrainedConfig):
     denoising_label_noise: float = 0.2
     query_groups: int = 1
     encoder_auxiliary_loss: bool = False
+    iou_aware_classification: bool = False
     chunk_size_backbone: int = 0
     chunk_size_masks: int = 25
     mask_loss_resolution: str = "image"
@@ -327,21 +329,13 @@ class DetrConfig(PreTrainedConfig):
             old_keys = ("backbone", "use_timm_backbone", "backbone_kwargs")
             self._take_backbone(**{name: self.__dict__.pop(name, None) for name in old_keys})
         heads = ("encoder_attention_heads", "decoder_attention_heads")
-        sizes = (
-            "num_queries",
-            "decoder_layers",
-            "encoder_ffn_dim",
-            "decoder_ffn_dim",
-            "num_channels",
-            "d_model",
-            "mask_loss_points",
-        )
+        sizes = ("num_queries", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim", "num_channels", "d_model")
+        sizes += ("mask_loss_points",)
         require_counts(self, (*sizes, *heads, "query_groups", "num_labels"), least=1)
-        require_counts(
-            self, ("encoder_layers", "denoising_queries", "chunk_size_backbone", "chunk_size_masks"), least=0
-        )
-        flags = ("encoder_auxiliary_loss", "auxiliary_loss", "freeze_backbone_norms", "dilation")
-        flags += ("mask_loss_on_padding", "freeze_detector")
+        from_zero = ("encoder_layers", "denoising_queries", "chunk_size_backbone", "chunk_size_masks")
+        require_counts(self, from_zero, least=0)
+        flags = ("auxiliary_loss", "encoder_auxiliary_loss", "iou_aware_classification", "mask_loss_on_padding")
+        flags += ("freeze_backbone_norms", "freeze_detector", "dilation")
         require(self, flags, "True or False", lambda v: isinstance(v, bool))
         noises = ("denoising_box_noise", "denoising_label_noise")
         require(self, noises, "a number in [0, 1]", lambda v: is_number(v) and 0 <= v <= 1)

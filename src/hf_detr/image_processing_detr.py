@@ -28,6 +28,7 @@ from .image_processing.loading import as_image_list, check_float_range, load_ima
 from .image_processing.mask_methods import MaskPostProcessing
 from .image_processing.padding import canvas_size, draw_canvas, draw_pixel_mask
 from .image_processing.post_processing import detections_from_outputs
+from .image_processing.saved_thresholds import SAVED, Threshold
 from .image_processing.settings import (
     Size,
     as_size_dict,
@@ -84,6 +85,9 @@ class DetrImageProcessor(MaskPostProcessing, BaseImageProcessor):
             last two warn with a count. A smaller overhang is always clipped.
         label_ids_to_fuse: the classes of stuff, of which panoptic post-processing makes one segment an image each
             unless it is told otherwise. None: no class.
+        class_thresholds: {label: score} that post-processing keeps a detection above where a call names no threshold;
+            `hf-detr evaluate --save-thresholds` writes them. Classes without one have 0.5, stock's. Stock passes the
+            field over.
 
     Raises:
         TypeError: an unknown argument; the message names the nearest valid ones.
@@ -111,6 +115,7 @@ class DetrImageProcessor(MaskPostProcessing, BaseImageProcessor):
         do_exif_transpose: bool = True,
         on_bad_box: str = "error",
         label_ids_to_fuse: Collection[int] | None = None,
+        class_thresholds: Mapping[int, float] | None = None,
         max_size: int | None = None,
         **unknown: Any,
     ):
@@ -134,6 +139,7 @@ class DetrImageProcessor(MaskPostProcessing, BaseImageProcessor):
             "do_exif_transpose": do_exif_transpose,
             "on_bad_box": on_bad_box,
             "label_ids_to_fuse": label_ids_to_fuse,
+            "class_thresholds": class_thresholds,
         }
         vars(self).update(check_settings(settings))
         self._buffer = CanvasBuffer()
@@ -253,7 +259,7 @@ class DetrImageProcessor(MaskPostProcessing, BaseImageProcessor):
     def post_process_object_detection(
         self,
         outputs: Any,
-        threshold: float | None = 0.5,
+        threshold: Threshold = SAVED,
         target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         top_k: int | None = None,
         class_thresholds: Mapping[int, float] | Sequence[float] | None = None,
@@ -268,8 +274,9 @@ class DetrImageProcessor(MaskPostProcessing, BaseImageProcessor):
         Args:
             outputs: with `logits` (B, Q, C + 1), the last class being "no object", and `pred_boxes` (B, Q, 4), cxcywh
                 in [0, 1].
-            threshold: keeps what scores above it; the score is the best class's probability, "no object" aside. None
-                keeps every query. One with NaN or infinite logits or box is never kept, and warned of.
+            threshold: keeps what scores above it; the score is the best class's probability, "no object" aside.
+                "saved", the default: the processor's `class_thresholds`, and 0.5 for classes without one. None keeps
+                every query. One with NaN or infinite logits or box is never kept, and warned of.
             target_sizes: (height, width) of each image, a list or a (B, 2) tensor: boxes are then xyxy in its pixels,
                 not clipped to it; without, xyxy in [0, 1].
             top_k: at most so many an image, the best first; without, all in the order of the queries, as stock.
@@ -281,6 +288,8 @@ class DetrImageProcessor(MaskPostProcessing, BaseImageProcessor):
         Raises:
             ValueError: sizes that do not match the batch, classes that the model has not, or impossible limits.
         """
+        num_classes = outputs.logits.shape[-1] - 1
+        threshold, class_thresholds = self._thresholds_of_call(threshold, class_thresholds, num_classes)
         return detections_from_outputs(outputs, threshold, target_sizes, top_k, class_thresholds, nms_iou_threshold)
 
     def _settings_of_call(self, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -330,7 +339,7 @@ class DetrImageProcessor(MaskPostProcessing, BaseImageProcessor):
         return tensors
 
 
-_NOT_OF_A_CALL = {"max_size", "label_ids_to_fuse"}
+_NOT_OF_A_CALL = {"max_size", "label_ids_to_fuse", "class_thresholds"}
 _SETTINGS = tuple(
     name for name in inspect.signature(DetrImageProcessor.__init__).parameters if name not in ("self", "unknown")
 )

@@ -592,15 +592,17 @@ class DetrForObjectDetection(DetrModelWithClasses):
         denoising_queries: int | None = None,
         query_groups: int | None = None,
         encoder_auxiliary_loss: bool | None = None,
+        iou_aware_classification: bool | None = None,
     ) -> None:
-        """Changes which training-only parts there are; what is left out stays, and so do weights that are there
-        already. Call it before the optimizer is made. New groups start from the object queries as they are. See
+        """Changes which training-only parts and losses there are; what is left out stays, and so do weights that are
+        there already. Call it before the optimizer is made. New groups start from the object queries as they are. See
         `DetrConfig`; ValueError likewise."""
         config = self.config
         changes = {
             "denoising_queries": denoising_queries,
             "query_groups": query_groups,
             "encoder_auxiliary_loss": encoder_auxiliary_loss,
+            "iou_aware_classification": iou_aware_classification,
         }
         before = {name: getattr(config, name) for name in changes}
         for name, value in changes.items():

@@ -1,12 +1,16 @@
 """What benchmarks/time_to_ap.py says of its runs, and that its contestants start alike."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
-from convergence.contestants import CONTESTANTS, make_model, make_optimizer, settings_of
+from convergence.cases import Case, _inputs, _rows
+from convergence.contestants import FIELDS, make_model, make_optimizer, settings_of
+from convergence.one_run import augmentations, augmented_batch, train
 from convergence.summary import plot, table
+from hf_detr import DetrImageProcessor, shape_scenes
+from hf_detr.data.schema import id2label
 from hf_detr.training.recipes import RECIPES
 from tests.small_models import images, small_model, targets
 
@@ -46,10 +50,15 @@ def test_contestants_start_from_the_same_outputs(tmp_path):
     small_model().save_pretrained(tmp_path)
     pixels, _ = images((64, 64), (64, 64))
     # with its auxiliary loss on, stock's logits are others: that is one of its faults
-    names = [name for name in CONTESTANTS if not (name.startswith("stock") and settings_of(name)["auxiliary_loss"])]
-    outputs = {name: make_model(tmp_path, settings_of(name)).eval()(pixels) for name in names}
+    names = ("paper", "stock", "fast", "fast-groups", "base")
+    models = {name: make_model(tmp_path, settings_of(name)) for name in names}
+    outputs = {name: model.eval()(pixels) for name, model in models.items()}
     for name, output in outputs.items():
         torch.testing.assert_close(output.logits, outputs["paper"].logits, rtol=0, atol=1e-4, msg=name)
+    for name in set(names) - {"stock"}:
+        assert all(getattr(models[name].config, field) == settings_of(name)[field] for field in FIELDS), name
+    assert models["fast"].training_only.queries is not None
+    assert models["fast"].training_only.encoder_head is not None
 
 
 def test_a_restored_stock_has_the_activations_that_stock_drops(tmp_path):
@@ -89,6 +98,43 @@ def test_a_contestant_trains(tmp_path, name):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A case with rows, prepared in a file, and the folder of the model to start from."""
+    scenes, processor = shape_scenes(4, 64), DetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 64})
+    small_model(id2label=id2label(scenes), dropout=0.0).save_pretrained(tmp_path / "start")
+    processor.save_pretrained(tmp_path / "start")
+    case = Case("bccd", *_inputs(processor, scenes), scenes, processor, 2, 1e-3, 1e-3, True, False)
+    case.rows = _rows(processor, scenes)
+    torch.save(case, tmp_path / "case.pt")
+    return case, tmp_path
+
+
+@pytest.mark.parametrize("augment", ["none", "paper", "strong"])
+def test_a_contestant_trains_with_every_augmentation(photographs, augment):
+    _, folder = photographs
+    settings = {**settings_of("fast"), "augment": augment}
+    run = train(folder / "case.pt", folder / "start", settings, seed=0, minutes=0.004, points=2, device="cpu")
+    assert len(run["curve"]) == 2
+    assert run["images"] >= 2
+
+
+def test_images_are_augmented_in_most_of_the_clock_and_mirrored_at_most_at_its_end(photographs):
+    case, _ = photographs
+    most, end = augmentations(case, "strong")
+    batches = []
+    for transform in (most, most, end):
+        torch.manual_seed(0)
+        batches.append(augmented_batch(case, transform, [2, 0], "cpu"))
+    assert torch.equal(batches[0]["pixel_values"], batches[1]["pixel_values"])
+    assert not torch.equal(batches[0]["pixel_values"], batches[2]["pixel_values"])
+    for pixels, plain in zip(batches[2]["pixel_values"], case.pixels[[2, 0]].float(), strict=True):
+        assert min((pixels - one).abs().max() for one in (plain, plain.flip(-1))) < 0.02
+    assert [len(label["boxes"]) for label in batches[2]["labels"]] == [len(case.labels[i]["boxes"]) for i in (2, 0)]
+    with pytest.raises(ValueError, match="the case bccd has no rows"):
+        augmentations(replace(case, rows=None), "paper")
 
 
 def test_fast_is_the_packages_recipe():

@@ -1,14 +1,17 @@
 import json
+import shutil
 
 import pytest
 import torch
 from PIL import Image
 
 from hf_detr import DetrForObjectDetection, DetrImageProcessor
+from hf_detr.cli.main import main
 from hf_detr.data.loading import load_detection_dataset
 from hf_detr.evaluation import CocoEvaluator
+from hf_detr.evaluation.analysis import analyse
 
-from .conftest import assert_one_line_and_exit_code_2, hf_detr, write_coco
+from .conftest import assert_one_line_and_exit_code_2, hf_detr, noise, write_coco
 
 CLASS_OF_LABEL = {1: 0, 2: 1}  # the model's dog and cat -> the data's, which are in the order of the ids 3 and 7
 
@@ -50,7 +53,9 @@ def test_evaluate_matches_classes_by_name_and_writes_the_datas_own_ids(model_dir
     processor = DetrImageProcessor.from_pretrained(model_dir)
     annotate_what_the_model_sees(data, lambda image: detect(model, processor, image))
     words = ["--json", tmp_path / "ap.json", "--results", tmp_path / "results.json", "--max-dets", "1", "5"]
-    words += ["--report", tmp_path / "page.html"]
+    words += ["--report", tmp_path / "page.html", "--save-thresholds"]
+    model_dir = shutil.copytree(model_dir, tmp_path / "model")
+    settings = json.loads((model_dir / "preprocessor_config.json").read_text())
     done = hf_detr("evaluate", model_dir, data, "--batch-size", "2", *words)
     assert done.returncode == 0, done.stderr
     assert "'bird': classes of the model that the data has not" in done.stderr
@@ -69,7 +74,49 @@ def test_evaluate_matches_classes_by_name_and_writes_the_datas_own_ids(model_dir
     assert {row["category_id"] for row in json.loads((tmp_path / "results.json").read_text())} <= {3, 7}
     page = (tmp_path / "page.html").read_text()
     assert f"<td>{written['map']:.3f}</td>" in page
+    saved = json.loads((model_dir / "preprocessor_config.json").read_text())
+    best = analyse(evaluator).curves
+    expected = {label: best[["dog", "cat"][k]].threshold for label, k in CLASS_OF_LABEL.items()}
+    expected = {str(label): threshold for label, threshold in expected.items() if threshold is not None}
+    assert expected
+    assert saved.pop("class_thresholds") == pytest.approx(expected, abs=1e-6)
+    assert saved == settings  # all else stays
     assert page.count("data:image/jpeg") == len(load_detection_dataset(data)["validation"])  # each has an error
+
+
+def test_predict_keeps_what_is_above_the_saved_thresholds_unless_it_is_given_one(model_dir, tmp_path, capsys):
+    noise(60, 40, seed=0).save(tmp_path / "image.png")
+    model = shutil.copytree(model_dir, tmp_path / "model")
+
+    def predicted(name, *words):
+        words = [*words, "--no-drawings", "--device", "cpu", "--output", str(tmp_path / name)]
+        assert main(["predict", str(model), str(tmp_path / "image.png"), *words]) == 0
+        return json.loads((tmp_path / name / "predictions.json").read_text())
+
+    every = predicted("every", "--threshold", "0")
+    label, scores = every[0]["category_id"], [row["score"] for row in every]
+    bar = (scores[2] + scores[3]) / 2  # of the class of the surest
+    processor = DetrImageProcessor.from_pretrained(model)
+    processor.class_thresholds = {label: bar}
+    processor.save_pretrained(model)
+    capsys.readouterr()
+    found = predicted("saved")
+    assert "above the saved threshold of its class" in capsys.readouterr().out
+    assert found == [row for row in every if row["score"] > (bar if row["category_id"] == label else 0.5)]
+    assert 0 < len(found) < len(every)
+    given = predicted("given", "--threshold", str(scores[-1] - 1e-3))
+    assert given == every
+    (model / "preprocessor_config.json").write_text('{"size": 64, "class_thresholds": {"1": "high"}}')
+    assert main(["predict", str(model), str(tmp_path / "image.png"), "--output", str(tmp_path / "none")]) == 2
+    error = capsys.readouterr().err
+    assert "preprocessor_config.json: class_thresholds: '1': 'high'" in error
+    assert "--save-thresholds" in error
+
+
+def test_thresholds_are_saved_in_a_folder_alone(tmp_path, capsys):
+    write_coco(tmp_path / "coco")
+    assert main(["evaluate", "somebody/detector", str(tmp_path / "coco"), "--save-thresholds"]) == 2
+    assert "--save-thresholds: somebody/detector is no folder here" in capsys.readouterr().err
 
 
 def test_evaluate_says_which_class_the_model_has_not(model_dir, digits_dir):

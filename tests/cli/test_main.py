@@ -8,7 +8,7 @@ import pytest
 
 from .conftest import COMMAND, ENVIRONMENT, SOURCE, assert_one_line_and_exit_code_2, hf_detr, write_coco
 
-COMMANDS = ("check", "train", "evaluate", "predict", "convert", "demo")
+COMMANDS = ("check", "train", "evaluate", "predict", "convert", "demo", "serve")
 
 
 def test_help_names_every_command_in_half_a_second():
@@ -32,7 +32,7 @@ try:
     main([{command!r}, "--help"])
 except SystemExit as stop:
     assert not stop.code
-heavy = {{"torch", "transformers", "datasets", "matplotlib"}} & set(sys.modules)
+heavy = {{"torch", "transformers", "datasets", "matplotlib", "gradio"}} & set(sys.modules)
 assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, cwd=SOURCE, capture_output=True, text=True)

@@ -1,6 +1,7 @@
 """Folders with masks, from check to stock transformers, as `hf-detr` takes them; and what it refuses."""
 
 import json
+import shutil
 import warnings
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from hf_detr import DetrForSegmentation, DetrImageProcessor, digit_scenes, load_detection_dataset, tiny_checkpoint
 from hf_detr.cli.main import main
 from hf_detr.data.masks import decode_segmentation
+from hf_detr.image_processing.tiling import merge_tiles, tile_corners
 
 from ..data.mask_folders import write_coco_folder, write_panoptic_folder
 from .test_killed import assert_same_weights, killed
@@ -91,7 +93,10 @@ def test_the_run_folder_has_the_numbers_of_evaluate_and_a_card_of_the_task(train
     assert f"model for {trained.task} segmentation" in text
     assert "gave the same logits, boxes and masks" in text
     assert "DetrForSegmentation.from_pretrained" in text
-    for name in ("predictions.png", "curves.png"):
+    of_detections = ("precision_recall.png", "confusion.png")
+    for name in of_detections:
+        assert (name in text) == (trained.run / name).exists() == (trained.task == "instance")
+    for name in ("predictions.png", "curves.png", *(of_detections if trained.task == "instance" else ())):
         with Image.open(trained.run / name) as figure:
             assert min(figure.size) > 200
 
@@ -172,14 +177,58 @@ def test_a_frozen_detector_stays_as_it_was(of_instances):
 def test_what_a_model_with_masks_cannot_do_is_refused(of_instances, tmp_path, capsys):
     run, out = str(of_instances.run), ["--output", str(tmp_path / "out")]
     for words, says in (
-        (["predict", run, str(of_instances.data / "test"), *out, "--tile", "64"], "--tile merges boxes"),
         (["export", run, *out], "has masks"),
         (["evaluate", run, str(of_instances.data), "--task", "panoptic"], "take --task instance"),
-        (["evaluate", run, str(of_instances.data), "--report", str(tmp_path / "page.html")], "take --task detection"),
         (["evaluate", tiny_checkpoint(), str(of_instances.data), "--task", "instance"], "a detector without masks"),
     ):
         assert main(words) == 2
         assert says in capsys.readouterr().err
+
+
+def test_tiles_give_masks_of_the_whole_image(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a fresh mask head
+        model = DetrForSegmentation.from_detector(tiny_checkpoint()).eval()
+    processor = DetrImageProcessor.from_pretrained(tiny_checkpoint())
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    image = digit_scenes(1, image_size=160, max_objects=8, seed=3, split="test")[0]["image"]
+    image.save(tmp_path / "large.png")
+    words = [str(tmp_path / "model"), str(tmp_path / "large.png"), "--output", str(tmp_path / "out"), "--tile", "96"]
+    assert main(["predict", *words, "--device", "cpu", "--no-drawings"]) == 0
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+
+    tiles, found = tile_corners((160, 160), 96, 0.2), []
+    for tile in tiles:
+        part = image.crop(tile)
+        with torch.no_grad():
+            outputs = model(**processor(images=part, return_tensors="pt"))
+        sizes = {"target_sizes": [part.size[::-1]], "processed_sizes": [(96, 96)]}
+        found += processor.post_process_masks(outputs, threshold=0.5, **sizes)
+    expected = merge_tiles(found, tiles)
+    assert len(expected["masks"]) > 2
+    assert all(mask["size"] == [160, 160] for mask in expected["masks"])
+    assert [row["segmentation"] for row in rows] == expected["masks"]
+
+
+def test_masks_have_a_report_and_thresholds_and_segments_have_none(of_instances, of_segments, tmp_path, capsys):
+    page, data = tmp_path / "page.html", str(of_instances.data)
+    run = shutil.copytree(of_instances.run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
+    assert main(["evaluate", str(run), data, "--report", str(page), "--device", "cpu"]) == 0
+    text = page.read_text()
+    assert "AP and every IoU here are those of masks" in text
+    assert "annotations, and beside them what was found" in text
+    assert text.count("data:image/jpeg") == 3
+    assert main(["evaluate", str(run), data, "--task", "detection", "--save-thresholds", "--device", "cpu"]) == 0
+    saved = json.loads((run / "preprocessor_config.json").read_text())["class_thresholds"]
+    assert saved
+    assert all(0 < threshold < 1 for threshold in saved.values())
+    words = [str(of_segments.run), str(of_segments.data / "test"), "--output", str(tmp_path / "out"), "--tile", "64"]
+    assert main(["predict", *words]) == 2
+    assert "--tile merges objects, and stuff is none" in capsys.readouterr().err
+    for words in (["--report", str(page)], ["--save-thresholds"]):
+        assert main(["evaluate", str(of_segments.run), str(of_segments.data), *words]) == 2
+        assert "take --task instance for the masks" in capsys.readouterr().err
 
 
 def test_what_cannot_be_learnt_is_refused_before_it_starts(tmp_path, capsys):

@@ -22,6 +22,7 @@ from .conftest import COMMAND, ENVIRONMENT, assert_one_line_and_exit_code_2, hf_
 SHAPE = (
     "--backbone test_resnet --d-model 32 --heads 4 --ffn-dim 48 --encoder-layers 1 --decoder-layers 2 --num-queries 6"
 )
+FIGURES = ("predictions.png", "curves.png", "precision_recall.png", "confusion.png")
 TINY = [*SHAPE.split(), "--image-size", "64", "--epochs", "4", "--batch-size", "2", "--workers", "1", "--device", "cpu"]
 
 
@@ -53,7 +54,7 @@ def test_a_run_folder_holds_model_processor_numbers_pictures_and_card(undisturbe
     assert 0 <= metrics["data_wait_share"] <= 1
     assert metrics["metrics"]["num_images"] == 3
     assert any("eval_map" in entry for entry in metrics["history"])
-    for name in ("curves.png", "predictions.png"):
+    for name in FIGURES:
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 200
     _, front, text = (folder / "README.md").read_text().split("---\n", 2)
@@ -62,8 +63,7 @@ def test_a_run_folder_holds_model_processor_numbers_pictures_and_card(undisturbe
     assert front["license"] == "apache-2.0"
     for needed in (
         "AP50",
-        "predictions.png",
-        "curves.png",
+        *FIGURES,
         "| train | 8 |",
         "4 (16 steps)",
         "test_resnet",

@@ -146,6 +146,17 @@ def test_rates_that_fall_before_the_length_of_a_limited_run_is_known_are_refused
     words = ["--output", tmp_path / "run", "--time-limit", "5m", "--lr-drop-at", "0.1"]
     assert train("data", *words) == 2
     assert "--lr-drop-at 0.1 with --time-limit" in capsys.readouterr().err
+    words = ["--output", tmp_path / "run", "--time-limit", "5m", "--augment", "strong", "--augment-until", "0.1"]
+    assert train("data", *words) == 2
+    assert "--augment-until 0.1 with --time-limit" in capsys.readouterr().err
+
+
+def test_strong_and_repeated_augmentation_train_to_the_end(digits_dir, tmp_path):
+    words = [*TINY, "--epochs", "2", "--augment", "strong", "--repeated-augmentation", "2", "--eval-every", "2"]
+    assert train(digits_dir, "--output", tmp_path / "run", *words, "--workers", "0") == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["steps"] == 2 * 8
+    assert "strong" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_the_bar_of_a_limited_run_gets_its_length_when_the_steps_are_decided(capsys):

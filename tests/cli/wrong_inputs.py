@@ -226,6 +226,7 @@ WRONG = {
     "train {coco} --output {empty}/run --model {model} --learning-rate fast": ["--learning-rate", "fast"],
     "train {coco} --output {empty}/run --model {model} --hold-out 1": ["--hold-out 1"],
     "train {coco} --output {empty}/run --model {model} --lr-drop-at 7": ["--lr-drop-at", "7"],
+    "train {coco} --output {empty}/run --model {model} --augment-until 0": ["--augment-until 0", "--augment none"],
     "train {coco} --output {empty}/run --model {model} --seed x": ["--seed", "x"],
     "train {coco} --output {absent} --model {model} --resume": ["{absent}", "no run"],
     "train {coco}": ["--output"],

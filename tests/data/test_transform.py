@@ -11,6 +11,7 @@ from transformers import DetrImageProcessor as StockProcessor
 from hf_detr.data.augmentation import PaperAugmentation, paper_augmentation
 from hf_detr.data.collator import DetectionCollator
 from hf_detr.data.loading import load_detection_dataset
+from hf_detr.data.strong_augmentation import ColourJitter
 from hf_detr.data.synthetic.digits import digit_scenes
 from hf_detr.data.transform import DetectionTransform, transform_dataset
 from hf_detr.image_processing_detr import DetrImageProcessor
@@ -139,6 +140,8 @@ def test_the_size_of_an_augmented_picture_is_told_beforehand(size_wh):
     transforms = [DetectionTransform(small_processor(), augment) for augment in (None, "paper", twice)]
     transforms += [DetectionTransform(small_processor(), [paper_augmentation(60), twice])]
     transforms += [DetectionTransform(exact, "paper"), DetectionTransform(small_processor(do_resize=False))]
+    transforms += [DetectionTransform(small_processor(), [ColourJitter(), paper_augmentation(60)])]
+    transforms += [DetectionTransform(small_processor(), "strong").with_rows([row_with_rectangles()])]
     batch = {name: [value] for name, value in row_with_rectangles(size_wh).items()}
     batch["objects"] = [{name: [] for name in batch["objects"][0]}]
     for transform in transforms:
@@ -236,7 +239,7 @@ def test_an_augmentation_that_forgets_a_column_is_named():
     with pytest.raises(ValueError, match="must return a row with image, image_id and objects, got NoneType"):
         DetectionTransform(small_processor(), nothing)(batch)
     with pytest.raises(TypeError, match="augment must be 'paper'"):
-        DetectionTransform(small_processor(), "strong")
+        DetectionTransform(small_processor(), "weak")
 
 
 def test_a_picture_that_cannot_be_decoded_is_named(coco_dir):

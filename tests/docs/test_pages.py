@@ -89,7 +89,9 @@ def test_the_albumentations_adapter_keeps_boxes_on_their_objects_and_follows_the
     assert images[0] == images[1] != images[2]
 
 
-@pytest.mark.parametrize("block", blocks("fine-tuning.md", "python"), ids=["trainer", "transfer", "pipeline"])
+@pytest.mark.parametrize(
+    "block", blocks("fine-tuning.md", "python"), ids=["trainer", "transfer", "teacher", "pipeline"]
+)
 def test_the_fine_tuning_page_runs(block, in_data_folder):
     if "DetrTrainer(" in block:  # once is enough, and the pictures are small
         block = block.replace("num_train_epochs=2", "num_train_epochs=1, dataloader_num_workers=0, use_cpu=True")
@@ -98,6 +100,8 @@ def test_the_fine_tuning_page_runs(block, in_data_folder):
     if "trainer" in names:
         assert names["trainer"].state.global_step == 12
         assert Path("runs/trainer/model.safetensors").exists()
+    elif "teacher" in names:
+        assert names["found"].rows.features == names["train"].features
     elif "detect" in names:
         assert names["detect"].model.config.num_queries == 12
     else:

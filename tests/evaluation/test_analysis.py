@@ -10,6 +10,9 @@ from hf_detr.evaluation.analysis import analyse
 from hf_detr.visualization import draw_detections
 from hf_detr.visualization.report_page import write_report
 
+from .evaluation_cases import make_case
+from .mask_cases import encode
+
 CAT, DOG = 0, 1
 NAMES = ["cat", "<dog> & $x_1$"]
 BOX, OTHER = [0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 70.0, 70.0]
@@ -89,14 +92,45 @@ def test_without_detections_or_objects_there_is_no_threshold_and_no_error(tmp_pa
     empty = CocoEvaluator(NAMES)
     with pytest.raises(ValueError, match="has seen no image"):
         analyse(empty)
-    with pytest.raises(ValueError, match="one of boxes"):
-        analyse(CocoEvaluator(NAMES, iou_type="segm"))
     empty.update([found()], [target(1)])
     analysis = analyse(empty)
     assert analysis.overall.threshold is None
     assert analysis.worst == []
     write_report(analysis, tmp_path / "page.html", "nothing")
     assert "No image with a wrong or a missed object" in (tmp_path / "page.html").read_text()
+
+
+def test_masks_that_fill_their_boxes_have_the_analysis_of_boxes():
+    """Of every error that `make_case` has: hotcoco compares masks where the evaluator does."""
+    results, rows = make_case(3, num_images=12)
+    boxes, masks = CocoEvaluator(list("abcd")), CocoEvaluator(list("abcd"), iou_type="segm")
+    for result, row in zip(results, rows, strict=True):
+        whole = np.clip(result["boxes"].round(), 0, 600).astype(int)  # pixels
+        wide = np.all(whole[:, 2:] > whole[:, :2], axis=1)
+        result = {name: values[wide] for name, values in result.items()} | {"boxes": whole[wide].astype(np.float32)}
+        result["labels"][::5] = (result["labels"][::5] + 1) % 4  # taken for another class
+        annotations = []
+        for one in row["annotations"]:
+            x, y, w, h = (round(side) for side in one["bbox"])
+            annotations.append({**one, "bbox": [x, y, w, h], "segmentation": filled([x, y, x + w, y + h])})
+        target = {"image_id": row["image_id"], "height": 600, "width": 600, "annotations": annotations}
+        boxes.update([result], [target])
+        masks.update([{**result, "masks": [filled(box) for box in result["boxes"].astype(int).tolist()]}], [target])
+    one, other = analyse(boxes), analyse(masks)
+    assert (one.iou_type, other.iou_type) == ("bbox", "segm")
+    assert 0 < one.metrics["map"] < 1
+    assert one.confusion[:-1, :-1].sum() > np.trace(one.confusion) > 0
+    np.testing.assert_array_equal(one.confusion, other.confusion)
+    for name in ("metrics", "error_ap", "error_counts", "calibration", "ap_by_objects", "worst", "image_errors"):
+        assert getattr(one, name) == getattr(other, name), name
+    assert [c.threshold for c in one.curves.values()] == [c.threshold for c in other.curves.values()]
+
+
+def filled(box_xyxy) -> dict:
+    """A mask that is all of a box."""
+    mask = np.zeros((600, 600), bool)
+    mask[box_xyxy[1] : box_xyxy[3], box_xyxy[0] : box_xyxy[2]] = True
+    return encode(mask)
 
 
 def test_the_page_needs_nothing_else_and_escapes_every_text(evaluator, tmp_path):

@@ -1,5 +1,6 @@
 """Exported detectors: they answer as the model on shapes they were not traced with, and run without torch."""
 
+import shutil
 import sys
 
 import numpy as np
@@ -68,6 +69,24 @@ def test_the_script_ends_what_it_cannot_use_with_one_line(exported, photograph, 
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_the_folder_keeps_what_is_above_the_saved_thresholds(tiny, photograph, exported, tmp_path):
+    model, processor = tiny
+    image, path = photograph
+    with torch.no_grad():
+        outputs = model(**processor(images=image, return_tensors="pt"))
+    (found,) = processor.post_process_object_detection(outputs, threshold=0.5)
+    first = int(found["labels"][0])
+    folder = shutil.copytree(exported, tmp_path / "out")
+    settings = DetrImageProcessor.from_pretrained(folder)
+    settings.class_thresholds = {first: 1.0}
+    settings.save_pretrained(folder)
+    done = inference(folder, path)
+    assert done.returncode == 0, done.stderr
+    names = [line.split("\t")[0] for line in done.stdout.splitlines()]
+    expected = [model.config.id2label[label] for label in found["labels"].tolist() if label != first]
+    assert sorted(names) == sorted(expected)
 
 
 def test_the_graph_can_give_scores_labels_and_boxes_in_pixels(photograph, tmp_path):

@@ -90,7 +90,7 @@ def test_the_train_command_pushes_its_run_folder_with_card_and_pictures(hub, tmp
     files = hub.repos[REPO]
     assert set(files) == {
         "model.safetensors", "config.json", "preprocessor_config.json", "README.md", "metrics.json", "curves.png",
-        "predictions.png",
+        "predictions.png", "precision_recall.png", "confusion.png",
     }  # fmt: skip
     assert all(content == (run / path).read_bytes() for path, content in files.items())
     _, front, text = files["README.md"].decode().split("---\n", 2)

@@ -2,10 +2,13 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
+from hf_detr.data.masks import decode_segmentation
 from hf_detr.image_processing.tiling import merge_tiles, tile_corners
+from tests.evaluation.mask_cases import encode
 
 SIZE_HW = (1000, 1800)
 TILES = tile_corners(SIZE_HW, 640, 0.2)
@@ -90,6 +93,22 @@ def test_parts_of_an_object_that_only_tiles_see_are_joined(box):
     merged = merge_tiles(seen([box], too_small_px=10_000), TILES)
     assert_boxes(merged, [box])
     assert merged["scores"].item() == pytest.approx(0.9 - 0.01 * min(_tiles_with(box)))
+
+
+def test_masks_are_those_of_the_whole_image_and_parts_are_put_together():
+    """A triangle over several tiles, of which the whole view sees nothing, and a square in one."""
+    y, x = np.mgrid[: SIZE_HW[0], : SIZE_HW[1]]
+    triangle = (x >= 100) & (y < 900) & (y - 100 >= (x - 100) / 2) & (x < 1500)
+    square = (x >= 1600) & (x < 1650) & (y >= 20) & (y < 70)
+    objects = [[100, 100, 1500, 900], [1600, 20, 1650, 70]]
+    results = seen(objects, labels=[0, 1], too_small_px=10_000)
+    for result, (left, top, right, bottom) in zip(results, TILES, strict=True):
+        masks = [(triangle, square)[label][top:bottom, left:right] for label in result["labels"].tolist()]
+        result["masks"] = [encode(mask) for mask in masks]
+    merged = merge_tiles(results, TILES)
+    assert_boxes(merged, objects)
+    for label, mask in zip(merged["labels"].tolist(), merged["masks"], strict=True):
+        np.testing.assert_array_equal(decode_segmentation(mask, SIZE_HW), (triangle, square)[label])
 
 
 def _tiles_with(box):

@@ -42,7 +42,7 @@ def train_step(model, *counts):
     [
         {},
         {"auxiliary_loss": False},
-        {"denoising_queries": 2, "query_groups": 2, "encoder_auxiliary_loss": True},
+        {"denoising_queries": 2, "query_groups": 2, "encoder_auxiliary_loss": True, "iou_aware_classification": True},
     ],
     ids=["paper", "last layer alone", "all training-only parts"],
 )

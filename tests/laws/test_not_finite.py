@@ -13,7 +13,7 @@ from hf_detr.nn.frozen_norm import FrozenBatchNorm2d
 from tests.small_models import images, small_model, small_segmenter, targets
 
 NAN, INF = float("nan"), float("inf")
-EXTRA = {"denoising_queries": 2, "query_groups": 2, "encoder_auxiliary_loss": True}
+EXTRA = {"denoising_queries": 2, "query_groups": 2, "encoder_auxiliary_loss": True, "iou_aware_classification": True}
 NORM_BUFFERS = ("weight", "bias", "running_mean", "running_var")
 WEIGHTS = {
     "stem": "model.backbone.conv_encoder.model.conv1.0.weight",

@@ -14,7 +14,7 @@ from hf_detr.nn.frozen_norm import FrozenBatchNorm2d
 from tests.small_models import MODELS, images, small_model, small_segmenter, targets
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
-EXTRA = {"denoising_queries": 2, "query_groups": 2, "encoder_auxiliary_loss": True}
+EXTRA = {"denoising_queries": 2, "query_groups": 2, "encoder_auxiliary_loss": True, "iou_aware_classification": True}
 SIZES = ((64, 64), (96, 64))
 PIXELS, MASK = images(*SIZES)
 LABELS = targets(2, 3, sizes_hw=SIZES)

@@ -193,6 +193,7 @@ def test_the_saved_configuration_keeps_what_stock_does_not_know_in_one_block(tmp
         "denoising_label_noise": 0.2,
         "query_groups": 1,
         "encoder_auxiliary_loss": False,
+        "iou_aware_classification": False,
         "chunk_size_backbone": 0,
         "chunk_size_masks": 25,
         "mask_loss_resolution": "image",

@@ -1,6 +1,9 @@
 """What DetrTrainer says of a run."""
 
-from hf_detr import DetrForObjectDetection
+import pytest
+from PIL import Image
+
+from hf_detr import DetrForObjectDetection, DetrImageProcessor
 from hf_detr.training import DetrTrainer
 
 from .conftest import arguments, model, scenes, transformed
@@ -23,6 +26,20 @@ def test_the_card_has_recipe_classes_and_the_ap_of_the_last_evaluation(tmp_path)
     assert "| train | 4 |" in card
     assert "AP50" in card
     assert trainer.model.config.id2label[0] in card
+    for name in ("precision_recall.png", "confusion.png"):
+        assert f"]({name})" in card
+        with Image.open(tmp_path / name) as figure:
+            assert min(figure.size) > 400
+
+
+def test_training_removes_thresholds_that_were_chosen_for_other_weights(tmp_path):
+    rows = transformed(scenes(2))
+    processor = DetrImageProcessor(class_thresholds={0: 0.3})
+    settings = {"train_dataset": rows, "eval_dataset": rows, "processing_class": processor}
+    trainer = DetrTrainer(model(), arguments(tmp_path, max_steps=1), **settings)
+    with pytest.warns(UserWarning, match="class_thresholds of the processor were chosen for other weights"):
+        trainer.train()
+    assert processor.class_thresholds is None
 
 
 def test_the_card_names_no_folder_and_the_split_that_chose_the_best_epoch(tmp_path):

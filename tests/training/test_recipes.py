@@ -49,8 +49,8 @@ def test_what_a_recipe_sets_can_be_set_otherwise(make_trainer):
 @pytest.mark.parametrize(
     ("settings", "rates"),
     [
-        ({"recipe": "fast"}, [1e-3, 1e-5, 1e-2]),
-        ({"recipe": "fast", "class_head_learning_rate": 3e-3}, [1e-3, 1e-5, 3e-3]),
+        ({"recipe": "fast"}, [1e-3, 1e-5, 1e-2, 1e-3]),  # the last: the transformer's matrices
+        ({"recipe": "fast", "class_head_learning_rate": 3e-3}, [1e-3, 1e-5, 3e-3, 1e-3]),
         ({"recipe": "paper"}, [1e-3, 1e-5]),
         ({"class_head_learning_rate": 3e-3}, [1e-3, 1e-5, 3e-3]),
     ],

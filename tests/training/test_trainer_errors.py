@@ -84,6 +84,8 @@ def test_too_few_queries_are_warned_of(make_trainer):
     [
         ("ema_decay", 1.0),
         ("lr_drop_at", 0.0),
+        ("augment_until", 0.0),
+        ("repeated_augmentation", 0),
         ("backbone_learning_rate", -1.0),
         ("early_stopping_patience", 0),
         ("on_bad_box", "keep"),

@@ -23,6 +23,13 @@ def counting(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """A number from 0 to 65535."""
+    if not _is_count(text) or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 65535.")
+    return int(text)
+
+
 def fraction(text: str) -> float:
     """A number from 0 to 1."""
     value = _number(text)

@@ -23,7 +23,7 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory",
 _WRITE_FAILED = ("PytorchStreamWriter", "inline_container", "iostream error")  # what torch.save says of a full disk
 # arguments by which a line can say what it is about
 _SOURCES = ("model", "checkpoint", "data", "image", "images", "queries_over", "output", "config", "image_dir", "json")
-_SOURCES += ("results", "draw")
+_SOURCES += ("results", "draw", "teacher")
 
 
 @contextmanager

@@ -140,7 +140,7 @@ class PredictRun:
         lines = [
             f"{counts}, {self.num_with_objects:,} of them with objects; {done / seconds:.1f} a second",
             f"the model waited for images {100 * self.predictor.waited_s / seconds:.1f}% of the time",
-            f"{counted(self.objects.total(), 'object')} of a score above {self.args.threshold:g}",
+            f"{counted(self.objects.total(), 'object')} of a score above {self._threshold_in_words()}",
         ]
         if self.objects:
             table = [("class", "objects", "best score")]
@@ -151,6 +151,11 @@ class PredictRun:
         for what, reasons in self.lost.items():
             lines += ["", f"{len(reasons):,} {what}:", *(f"  {reason}" for reason in reasons)]
         return "\n".join([*lines, "", f"written: {printable(str(self.args.output))}"])
+
+    def _threshold_in_words(self) -> str:
+        if self.args.threshold is None and self.processor.class_thresholds:
+            return "the saved threshold of its class"
+        return f"{self.predictor.lowest_threshold:g}"
 
     def _write(self, results: ResultsFile, entries: Sequence[Mapping[str, Any]], name: str | Path) -> bool:
         try:

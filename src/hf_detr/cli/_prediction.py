@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_detr.evaluation.evaluator import check_finite
 from hf_detr.evaluation.tasks import task_of
+from hf_detr.image_processing.saved_thresholds import SAVED
 from hf_detr.image_processing.tiling import Corners, merge_tiles, tile_corners
 from hf_detr.image_processing_detr import DetrImageProcessor
 
@@ -36,22 +37,29 @@ class Predictor:
 
     `load(source)` gives an image; what it raises costs that image alone. Threads read and resize the next images while
     the model works on a batch, and no more than a few batches are held. What is found in an image does not depend on
-    the others, but the order in which images come does, unless `keep_order` is asked for or `tile_px` given.
+    the others, but the order in which images come does, unless `keep_order` is asked for or `tile_px` given. Without a
+    threshold, those that the processor has saved.
     """
 
     def __init__(
         self,
         model: Model,
         processor: DetrImageProcessor,
-        threshold: float,
+        threshold: float | None = None,
         tile_px: int | None = None,
         overlap: float = 0.2,
     ):
-        self.model, self.processor, self.threshold = model, processor, threshold
+        self.model, self.processor = model, processor
+        self.threshold = SAVED if threshold is None else threshold
         self.tile_px, self.overlap = tile_px, overlap
+        saved = [processor.threshold_of(label) for label in range(model.config.num_labels)]
+        self.lowest_threshold = min(saved) if threshold is None else threshold
         self.task = task_of(model)
-        if tile_px and self.task != "detection":
-            raise ValueError("--tile merges boxes and not masks; leave it out with a model that has masks.")
+        if tile_px and self.task == "panoptic":
+            raise ValueError(
+                "--tile merges objects, and stuff is none: a panoptic map shares out the pixels of one view, and "
+                "those of several do not add up to one. Leave it out, or take a model of instances."
+            )
         self.waited_s = 0.0  # how long the model stood still because the next images were not there yet
         self._of_tiles: list[dict[str, Tensor]] = []
 
@@ -121,7 +129,7 @@ class Predictor:
     def _detect(self, parts: list[_Part], pixel_values: Tensor) -> Iterator[tuple[Any, Tensor, dict[str, Tensor]]]:
         device = next(self.model.parameters()).device
         # masks are decoded of what is kept alone
-        kept = {} if self.task == "detection" else {"mask_threshold": self.threshold}
+        kept = {} if self.task == "detection" else {"mask_threshold": self.lowest_threshold}
         with torch.inference_mode():
             outputs = self.model(pixel_values.to(device, non_blocking=True), **kept)
         corners = [part.tiles[part.tile] for part in parts]

@@ -3,6 +3,8 @@
 import argparse
 import json
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ from hf_detr.checkpoints.model_card import model_card
 from hf_detr.data.report import Report
 from hf_detr.data.schema import class_names
 from hf_detr.data.transform import DetectionTransform, decode_image, transform_dataset
+from hf_detr.evaluation import CocoEvaluator, Evaluator
+from hf_detr.evaluation.analysis import analyse
 from hf_detr.evaluation.tasks import IN_WORDS
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.training import DetrTrainer
 from hf_detr.visualization import plot_curves, save_detections_grid, save_masks_grid
+from hf_detr.visualization.analysis_plots import RUN_FIGURES, save_figure
 from hf_detr.wording import counted
 
 from ._errors import about, one_line
@@ -44,7 +49,8 @@ def write_run_folder(
             processor.save_pretrained(temporary)
     transform = DetectionTransform(processor, masks=args.task != "detection")
     trainer.evaluate(transform_dataset(splits.test, transform), metric_key_prefix="test")
-    metrics, table = trainer.evaluator.compute(), trainer.evaluator.table()
+    evaluator = trainer.evaluator
+    metrics, table = evaluator.compute(), evaluator.table()
     seconds = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), None)
     if is_writer:
         content = {
@@ -54,12 +60,13 @@ def write_run_folder(
             "best_checkpoint": trainer.state.best_model_checkpoint,
             "train_seconds": seconds,
             "data_wait_share": trainer.data_wait_share,
+            "unlabelled": None if splits.unlabelled is None else splits.unlabelled.counts,
             "settings": {name: _without_folders(name, value) for name, value in settings_of(args).items()},
             "versions": versions(),
             "history": history,
         }
         write_text(folder / "metrics.json", json.dumps(content, indent=2) + "\n")
-    figures = _draw(trainer, transform, splits.test, history, folder)
+    figures = _draw(trainer, transform, splits.test, history, evaluator, folder)
     if not is_writer:
         return
     facts = _facts(args, trainer, splits, report, metrics, seconds)
@@ -87,17 +94,22 @@ def _push(folder: Path, repo_id: str) -> str:
 
 
 def _draw(
-    trainer: DetrTrainer, transform: DetectionTransform, rows: Dataset, history: list[dict], folder: Path
+    trainer: DetrTrainer,
+    transform: DetectionTransform,
+    rows: Dataset,
+    history: list[dict],
+    evaluator: Evaluator,
+    folder: Path,
 ) -> dict[str, str]:
-    """Draws the curves, and what was found on a few images, evenly spread; returns file -> caption of what could be
-    drawn. Every process must call it."""
+    """Draws what was found on a few images, evenly spread, the curves of the training and, of detections, precision
+    against recall and confusion; returns file -> caption of what could be drawn. Every process must call it."""
     count = min(_NUM_IMAGES, len(rows))
     chosen = rows.select([index * len(rows) // count for index in range(count)])
     found = trainer.predict(transform_dataset(chosen, transform)).predictions
     if not trainer.is_world_process_zero():
         return {}
 
-    def predictions(path: Path) -> None:
+    def predictions(path: Path) -> str:
         undecoded = chosen.cast_column("image", Image(decode=False))
         images = [decode_image(row) for row in undecoded]
         targets = list(chosen.select_columns(["image_id", "objects"]))
@@ -105,21 +117,26 @@ def _draw(
         id2label = trainer.model.config.id2label
         if transform.masks:
             save_masks_grid(images, found, targets, path, id2label, _THRESHOLD)
+            caption = "Annotations, and beside them what was found,"
         else:
             save_detections_grid(images, found, path, id2label, _THRESHOLD, targets, captions=names)
+            caption = f"Detections above {_THRESHOLD:g} in orange, annotations dashed in blue,"
+        return f"{caption} on {counted(count, 'held-out image')}."
 
-    caption = f"Detections above {_THRESHOLD:g} in orange, annotations dashed in blue,"
-    if transform.masks:
-        caption = "Annotations, and beside them what was found,"
-    figures = {
-        "predictions.png": (predictions, f"{caption} on {counted(count, 'held-out image')}."),
-        "curves.png": (lambda path: plot_curves(history, path), "Losses and average precision of the training."),
-    }
+    def curves(path: Path) -> str:
+        plot_curves(history, path)
+        return "Losses and average precision of the training."
+
+    figures: dict[str, Callable[[Path], str]] = {"predictions.png": predictions, "curves.png": curves}
+    if isinstance(evaluator, CocoEvaluator):  # panoptic segments are not ranked by score
+        analysis = cache(lambda: analyse(evaluator))
+        figures |= {
+            name: lambda path, make=make: save_figure(make(analysis()), path) for name, make in RUN_FIGURES.items()
+        }
     drawn = {}
-    for name, (draw, caption) in figures.items():
+    for name, draw in figures.items():
         try:
-            draw(folder / name)
-            drawn[name] = caption
+            drawn[name] = draw(folder / name)
         except Exception as error:  # of many kinds; a figure is not worth a run
             warnings.warn(f"{folder / name} could not be drawn: {one_line(error)}")
     return drawn
@@ -153,14 +170,18 @@ def _facts(
             "started from": started_from,
             "epochs": f"{epochs:g} ({counted(steps, 'step')})",
             "images a step": args.batch_size * args.gradient_accumulation * settings.world_size,
-            "optimizer": f"AdamW, weight decay {args.weight_decay:g}, gradients clipped at {args.clip:g}",
+            "optimizer": ("AdamW, Muon for the transformer's matrices" if settings.uses_muon else "AdamW")
+            + f", weight decay {args.weight_decay:g}, gradients clipped at {args.clip:g}",
             "learning rate": settings.rates_text,
             "schedule": "constant" if settings.lr_drop_at is None else f"/ 10 after {settings.lr_drop_at:.2f} of it",
             "augmentation": args.augment,
             "image size": ", ".join(f"{name} {value}" for name, value in dict(trainer.processing_class.size).items()),
             "recipe": args.recipe
             + (f", {config.denoising_queries} noised copies of each target" if config.denoising_queries else "")
-            + (", a loss for the encoder's cells" if config.encoder_auxiliary_loss else ""),
+            + (", a loss for the encoder's cells" if config.encoder_auxiliary_loss else "")
+            + (", IoU-aware classification" if config.iou_aware_classification else ""),
+            **({"teacher": base_of(args.teacher)[1]} if args.teacher else {}),
+            **({"labelled by the teacher": str(splits.unlabelled)} if splits.unlabelled else {}),
             "averaged weights": f"decay {args.ema:g}" if args.ema else "yes" if settings.averages_weights else "no",
             "precision": "bf16" if settings.bf16 else "fp16" if settings.fp16 else "fp32",
             "bad boxes": args.on_bad_box + (f", {bad} found" if (bad := _bad_boxes(report)) else ""),
@@ -181,8 +202,8 @@ def _name_of_folder(path: Path) -> str:
 
 def _without_folders(name: str, value: Any) -> Any:
     """Of a local path its last part: the folder may be published, and nobody else has the others."""
-    is_path = name in ("data", "model", "output", "image_dir") and value and Path(value).exists()
-    return Path(value).resolve().name if is_path else value
+    paths = ("data", "model", "output", "image_dir", "teacher", "unlabelled")
+    return Path(value).resolve().name if name in paths and value and Path(value).exists() else value
 
 
 def _counts(rows: Dataset) -> dict[str, int]:

@@ -3,17 +3,18 @@
 import argparse
 import copy
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, integrations
 
 from hf_detr.configuration_detr import DetrConfig
 from hf_detr.data.checks import check_dataset
+from hf_detr.data.formats.images import image_files
 from hf_detr.data.loading import load_detection_dataset, with_validation
 from hf_detr.data.report import Report
 from hf_detr.data.schema import id2label
@@ -23,6 +24,8 @@ from hf_detr.modeling_detr import DetrForObjectDetection
 from hf_detr.modeling_detr_segmentation import DetrForSegmentation
 from hf_detr.training import DetrTrainer, DetrTrainingArguments, TimeLimit
 from hf_detr.training.recipes import MODEL_SETTINGS, apply_recipe
+from hf_detr.training.teacher import Teacher
+from hf_detr.training.unlabelled import LabelledImages, label_images
 from hf_detr.wording import counted
 
 from ._arguments import seconds_of
@@ -41,13 +44,15 @@ _NUM_DRAWN = 9
 class Splits:
     """Rows to train on, to choose the best epoch by, and to measure that on; the last two may be the same.
 
-    `names` are those of the three, as the data has them.
+    `names` are those of the three, as the data has them. `unlabelled`: the images that a teacher labelled, which are
+    among those to train on.
     """
 
     train: Dataset
     validation: Dataset
     test: Dataset
     names: tuple[str, str, str]
+    unlabelled: LabelledImages | None = None
 
     @property
     def by_name(self) -> dict[str, Dataset]:
@@ -90,6 +95,32 @@ def load_splits(args: argparse.Namespace, options: dict[str, Any]) -> Splits:
     validation = "validation" if "validation" in parts else "test"
     test = "test" if "test" in parts else "validation"
     return Splits(parts["train"], parts[validation], parts[test], ("train", validation, test))
+
+
+def with_taught(args: argparse.Namespace, splits: Splits) -> Splits:
+    """With the images of `--unlabelled` in which the teacher finds something among those to train on, and the counts
+    printed. Raises ValueError for a teacher that cannot teach, a folder without images, or with nothing found in any,
+    while the run folder is still empty."""
+    if args.teacher is None:
+        return splits
+    teacher = Teacher(args.teacher, id2label(splits.train), choose_device(args.device))  # or what is wrong with it
+    if args.unlabelled is None:
+        return splits
+    if args.task != "detection":
+        raise ValueError(f"--unlabelled: a teacher's labels have no masks, which --task {args.task} needs.")
+    files = list(image_files(args.unlabelled))
+    if not files:
+        raise ValueError(f"--unlabelled {args.unlabelled}: no image in this folder or below.")
+    first_id = 1 + max(max(rows["image_id"]) for rows in splits.by_name.values())
+    looked_at = tqdm(files, desc="labelling", unit="image", mininterval=0.5, dynamic_ncols=True)
+    found = label_images(teacher, looked_at, splits.train.features, first_id, args.unlabelled_threshold)
+    print(f"--unlabelled {args.unlabelled}, labelled by {args.teacher}: {found}\n")
+    if not found.objects:
+        raise ValueError(
+            f"--unlabelled {args.unlabelled}: the teacher is nowhere surer than {args.unlabelled_threshold:g}; lower "
+            "--unlabelled-threshold, or leave it out."
+        )
+    return replace(splits, train=concatenate_datasets([splits.train, found.rows]), unlabelled=found)
 
 
 def build_model(args: argparse.Namespace, splits: Splits, checkpoint: Path | None) -> tuple[Model, DetrImageProcessor]:
@@ -190,6 +221,7 @@ def decide_batch_size(args: argparse.Namespace, model: Model, processor: DetrIma
         # an upright image beside a wide one is padded to a square of the longest edge
         edge = max(edge for edge in dict(processor.size).values() if edge)
         most = max(len(objects["bbox"]) for objects in train.select_columns("objects")["objects"])
+        most *= 4 if args.augment == "strong" else 1  # images of a mosaic
         with torch.random.fork_rng(device_type=device.type):
             attempt = copy.deepcopy(model)
             apply_recipe(attempt, args.recipe, **{name: getattr(args, name, None) for name in MODEL_SETTINGS})
@@ -226,7 +258,7 @@ def make_trainer(
     on_gpu = args.device != "cpu" and torch.cuda.is_available()
     precision = _precision(args, model, on_gpu)
     images = args.batch_size * args.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
-    steps = -(-len(splits.train) // images)  # an epoch
+    steps = -(-len(splits.train) * args.repeated_augmentation // images)  # an epoch
     settings = DetrTrainingArguments(
         output_dir=str(args.output),
         num_train_epochs=0 if is_over else args.epochs or UNPLANNED,
@@ -237,6 +269,7 @@ def make_trainer(
         learning_rate=args.learning_rate,
         backbone_learning_rate=args.backbone_learning_rate,
         class_head_learning_rate=args.class_head_learning_rate,
+        muon=None if args.optimizer is None else args.optimizer == "muon",
         weight_decay=args.weight_decay,
         max_grad_norm=args.clip,
         lr_drop_at=args.lr_drop_at if 0 < args.lr_drop_at < 1 else None,
@@ -244,11 +277,14 @@ def make_trainer(
         denoising_queries=args.denoising_queries,
         query_groups=args.query_groups,
         ema_decay=args.ema,
+        teacher=args.teacher,
         early_stopping_patience=args.patience,
         **({} if args.eval_every == 1 else {"eval_strategy": "steps", "eval_steps": steps * args.eval_every}),
         **({} if args.eval_every == 1 else {"save_strategy": "steps", "save_steps": steps * args.eval_every}),
         save_total_limit=max(2, args.save_total_limit),  # at the end of a training 1 would cost the last, and --resume
         on_bad_box=args.on_bad_box,
+        augment_until=args.augment_until,
+        repeated_augmentation=args.repeated_augmentation,
         group_by_aspect_ratio=True,
         seed=args.seed,
         bf16=precision == "bf16",

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from ._arguments import add_data_arguments, add_policy_arguments, add_running_arguments, data_options, positive
 from ._errors import about
-from ._outputs import check_output_file
-from ._sources import check_data_source, check_model_source
+from ._outputs import check_output_file, write_text
+from ._sources import check_data_source, check_model_source, read_json_object
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_detr.evaluation import CocoEvaluator
+    from hf_detr.evaluation.analysis import Analysis
 
 _PREFERRED_SPLITS = ("test", "validation")
 
@@ -46,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", type=Path, metavar="FILE.html", help="write a page: curves, confusion, errors, the worst images"
     )
+    parser.add_argument(
+        "--save-thresholds",
+        action="store_true",
+        help="write each class's threshold of the best F1 into MODEL's preprocessor_config.json, for predict to use",
+    )
     add_running_arguments(parser)
 
 
@@ -55,6 +62,12 @@ def run(args: argparse.Namespace) -> int:
     check_output_file(args.json, "--json")
     check_output_file(args.results, "--results")
     check_output_file(args.report, "--report")
+    processor_file = Path(args.model, "preprocessor_config.json") if args.save_thresholds else None
+    if processor_file and not Path(args.model).is_dir():
+        raise ValueError(
+            f"--save-thresholds: {args.model} is no folder here; download it, or save_pretrained it first."
+        )
+    check_output_file(processor_file, "--save-thresholds")
     from hf_detr.data.schema import class_names, original_category_ids
     from hf_detr.evaluation import CocoEvaluator, evaluator_of, task_of
 
@@ -89,26 +102,44 @@ def run(args: argparse.Namespace) -> int:
         with about(args.results, "name another file"):
             evaluator.write_results(args.results, original_category_ids(dataset))
         print(f"\nwritten: {args.results}")
+    if not (args.report or args.save_thresholds):
+        return 0
+    from hf_detr.evaluation.analysis import analyse
+
+    analysis = analyse(evaluator)
     if args.report:
         with about(args.report, "name another file"):
-            write_page(args.report, f"{args.model} on {args.data}, split {split}", evaluator, dataset)
+            write_page(args.report, f"{args.model} on {args.data}, split {split}", evaluator, dataset, analysis)
         print(f"\nwritten: {args.report}")
+    if args.save_thresholds:
+        saved = {label: analysis.curves[analysis.class_names[k]].threshold for label, k in class_of_label.items()}
+        save_thresholds(processor_file, {label: one for label, one in saved.items() if one is not None})
+        lacking = [model.config.id2label[label] for label, one in saved.items() if one is None]
+        print(f"\nwritten: {processor_file} (thresholds of {len(saved) - len(lacking)} classes, of split {split!r})")
+        if lacking:
+            warnings.warn(f"{_few(lacking)}: found nowhere, so without a saved threshold, which makes it 0.5.")
     return 0
 
 
+def save_thresholds(path: Path, thresholds: Mapping[int, float]) -> None:
+    """Writes {label: threshold} into a preprocessor_config.json, whose other settings stay."""
+    content = {**read_json_object(path), "class_thresholds": {str(label): one for label, one in thresholds.items()}}
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
 _SHOWN = 24  # images of the page
+_MOST_PX = 960  # of a drawing of masks
 
 
-def write_page(path: Path, title: str, evaluator: "CocoEvaluator", dataset: "Dataset") -> None:
+def write_page(path: Path, title: str, evaluator: "CocoEvaluator", dataset: "Dataset", analysis: "Analysis") -> None:
     """The page of --report, with the worst images drawn."""
     from datasets import Image
 
     from hf_detr.data.transform import decode_image
-    from hf_detr.evaluation.analysis import analyse
     from hf_detr.visualization import draw_detections
+    from hf_detr.visualization.masks import draw_masks_grid
     from hf_detr.visualization.report_page import write_report
 
-    analysis = analyse(evaluator)
     threshold, names = analysis.overall.threshold or 0.0, dict(enumerate(analysis.class_names))
     kept = dict(zip(evaluator.image_ids(), evaluator.images(), strict=True))
     place = {image_id: index for index, image_id in enumerate(dataset["image_id"])}
@@ -116,10 +147,16 @@ def write_page(path: Path, title: str, evaluator: "CocoEvaluator", dataset: "Dat
     drawings = []
     for image_id in analysis.worst[:_SHOWN]:
         row, (boxes, scores, labels) = undecoded[place[image_id]], kept[image_id].detections
-        found = {"boxes": boxes, "scores": scores, "labels": labels}
+        found, masks = {"boxes": boxes, "scores": scores, "labels": labels}, kept[image_id].masks
         wrong, missed = analysis.image_errors[image_id]
         name = Path(row["image"].get("path") or f"image {image_id}").name
-        drawing = draw_detections(decode_image(row), found, names, threshold, targets=row, enlarge=False)
+        image = decode_image(row)
+        if masks is None:
+            drawing = draw_detections(image, found, names, threshold, targets=row, enlarge=False)
+        else:
+            found["masks"] = [{"size": list(masks.size_hw), "counts": counts} for counts in masks.counts]
+            side_px = min(max(image.size), _MOST_PX)
+            drawing = draw_masks_grid([image], [found], [row], names, threshold, cell_px=side_px)
         drawings.append((f"{name}: {wrong} wrong, {missed} missed", drawing))
     write_report(analysis, path, title, drawings)
 
@@ -141,8 +178,12 @@ def _check_task(args: argparse.Namespace, task: str, model: Any, dataset: Any) -
         )
     if task == "panoptic" and args.results:
         raise ValueError("--results writes detections; `hf-detr predict` writes panoptic segments.")
-    if args.report:
-        raise ValueError("--report is of boxes; take --task detection.")
+    if task == "panoptic" and (args.report or args.save_thresholds):
+        option = "--report" if args.report else "--save-thresholds"
+        raise ValueError(
+            f"{option} ranks detections by score, and panoptic segments, which share out the pixels, have no such "
+            "ranking; take --task instance for the masks, or --task detection for the boxes."
+        )
 
 
 def know_stuff(processor: Any, model: Any, dataset: Any, class_of_label: Mapping[int, int]) -> None:

@@ -24,6 +24,7 @@ _COMMANDS = {
     "compare": "measure several models on one data set, and whether they differ by more than chance",
     "predict": "find the objects in images and videos, as JSON and drawn",
     "explain": "show on one page what a detector looked at in an image, and which of its layers decided",
+    "serve": "show a detector on a web page, and answer programs over HTTP",
     "demo": "train a small DETR on generated scenes: a check that everything works",
     "export": "write a detector as ONNX, OpenVINO, ExecuTorch or torch.export, checked against the model",
     "benchmark": "measure AP, time and memory of a model in every format that runs here",

@@ -32,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     parser.add_argument(
-        "--threshold", type=fraction, default=0.5, metavar="SCORE", help="keep what scores above it (default 0.5)"
+        "--threshold",
+        type=fraction,
+        metavar="SCORE",
+        help="keep what scores above it (default: what evaluate --save-thresholds saved, else 0.5)",
     )
     parser.add_argument(
         "--tile",

@@ -27,8 +27,9 @@ from ._sources import check_data_source, check_model_source
 _CHECKPOINT = "facebook/detr-resnet-50"
 _EPILOG = """\
 The run folder gets the model and its processor (for from_pretrained, pipeline and the other commands), metrics.json,
-curves.png, predictions.png, README.md (the model card), and checkpoints. Ctrl-C writes a checkpoint and stops; the same
-command with --resume goes on from there, as it does after a crash. run.json has every option of the run, for --config.
+curves.png, predictions.png, of boxes and masks precision_recall.png and confusion.png, README.md (the model card), and
+checkpoints. Ctrl-C writes a checkpoint and stops; the same command with --resume goes on from there, as it does after a
+crash. run.json has every option of the run, for --config.
 """
 _REPORTERS = ("tensorboard", "wandb", "trackio", "mlflow")
 _EARLIEST_DROP = 0.2  # of a training with a time limit, whose length is known after a tenth of it
@@ -77,6 +78,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         flag = f"--{name.replace('_', '-')}"
         model.add_argument(flag, default=value, help=f"of a fresh model (default {value})", **kinds)
 
+    teacher = parser.add_argument_group("a teacher")
+    teacher.add_argument(
+        "--teacher", metavar="CHECKPOINT",
+        help="a trained detector of any architecture, Hub name or folder: what it sees in the images is learned too",
+    )  # fmt: skip
+    teacher.add_argument(
+        "--unlabelled", type=Path, metavar="DIR", help="images without annotations, which the teacher labels first"
+    )
+    teacher.add_argument(
+        "--unlabelled-threshold", type=fraction, default=0.7, metavar="P", help="of those labels (default 0.7)"
+    )
+
     training = parser.add_argument_group("training (defaults are the paper's)")
     training.add_argument(
         "--epochs", type=positive, metavar="N",
@@ -104,6 +117,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument("--weight-decay", type=not_negative, default=1e-4, metavar="X", help="default 1e-4")
     training.add_argument(
+        "--optimizer", choices=("adamw", "muon"),
+        help="muon: AdamW, with orthogonal steps for the transformer's matrices (default: the recipe's)",
+    )  # fmt: skip
+    training.add_argument(
         "--lr-drop-at", type=fraction, default=2 / 3, metavar="SHARE", help="then rates / 10 (default 2/3; 1: never)"
     )
     training.add_argument("--clip", type=above_zero, default=0.1, metavar="NORM", help="of the gradient (default 0.1)")
@@ -128,7 +145,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoints to keep (default 2); the best and the last are kept in any case",
     )  # fmt: skip
     training.add_argument("--patience", type=positive, metavar="N", help="stop when AP has not grown for N evaluations")
-    training.add_argument("--augment", choices=("paper", "none"), default="paper", help="flips, sizes and crops")
+    training.add_argument(
+        "--augment", choices=("paper", "strong", "none"), default="paper",
+        help="paper (default): flips, sizes and crops; strong, for few images: mosaic, mix-up, copy-paste, colours too",
+    )  # fmt: skip
+    training.add_argument(
+        "--augment-until", type=fraction, default=0.9, metavar="SHARE",
+        help="of the training; then --augment strong goes over to flips (default 0.9; 1: never)",
+    )  # fmt: skip
+    training.add_argument(
+        "--repeated-augmentation", type=positive, default=1, metavar="K", help="times an epoch has every image"
+    )
     training.add_argument(
         "--image-size", type=positive, metavar="PX", help="shortest edge (default: the checkpoint's, or 800)"
     )
@@ -164,6 +191,8 @@ def run(args: argparse.Namespace) -> int:
     check_data_source(args.data)
     if args.model:
         check_model_source(args.model)
+    if args.teacher:
+        check_data_source(args.teacher)
     check_run_folder(args)
     existed = args.output.exists()
     check_output_folder(args.output)
@@ -194,6 +223,7 @@ def train(args: argparse.Namespace) -> int:
         make_time_limit,
         make_trainer,
         print_report,
+        with_taught,
     )
 
     begun = time.monotonic()
@@ -209,6 +239,7 @@ def train(args: argparse.Namespace) -> int:
         report = None if args.no_check else print_report(args, data_options(args))
         splits = load_splits(args, data_options(args))
     decide_task(args, splits.by_name, report)
+    splits = with_taught(args, splits)
     model, processor = build_model(args, splits, checkpoint)
     if args.batch_size == "auto":
         args.batch_size = decide_batch_size(args, model, processor, splits.train)
@@ -252,12 +283,23 @@ def _check_together(args: argparse.Namespace) -> None:
             f"--lr-drop-at {args.lr_drop_at:g} with --time-limit: the length of the run is not known so early; give at "
             f"least {_EARLIEST_DROP:g}."
         )
+    if args.time_limit is not None and args.augment_until < _EARLIEST_DROP and args.augment == "strong":
+        raise ValueError(f"--augment-until {args.augment_until:g} with --time-limit: give at least {_EARLIEST_DROP:g}.")
+    if not args.augment_until:
+        raise ValueError("--augment-until 0: from the start there is --augment none.")
     if args.stop_after is not None and args.time_limit is None:
         raise ValueError("--stop-after repeats a run with --time-limit; give that as well, or --max-steps alone.")
     if args.backbone_learning_rate is None:
         # random weights have as far to go as the rest
         random = args.backbone and not args.pretrained_backbone
         args.backbone_learning_rate = args.learning_rate * (1.0 if random else 0.1)
+    if args.teacher is not None and args.freeze_detector:
+        raise ValueError("--teacher tells of boxes, which --freeze-detector does not train; leave one out.")
+    if args.unlabelled is not None:
+        if args.teacher is None:
+            raise ValueError(f"--unlabelled {args.unlabelled}: images are labelled by a --teacher; name one.")
+        if not args.unlabelled.is_dir():
+            raise ValueError(f"--unlabelled {args.unlabelled}: no such folder; name one with images.")
     if not 0 < args.hold_out < 1:
         raise ValueError(f"--hold-out {args.hold_out:g} is not between 0 and 1; 0.1 is usual.")
 

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as tvF
 
 from ..boxes import xywh_to_xyxy, xyxy_to_xywh
 from ..image_processing.loading import load_image
+from .random_numbers import between, one_of, random_share
 from .targets import columns_of, read_targets, replace_objects
 
 # Carion et al. 2020, 4 and appendix A.4: pixels of the shortest edge, at a base of 800
@@ -118,15 +119,15 @@ class PaperAugmentation:
         return result
 
     def _plan(self, size_hw: tuple[int, int]) -> _Plan:
-        flip, crops = (rate > _random() for rate in (self.flip_probability, 0.5))
+        flip, crops = (rate > random_share() for rate in (self.flip_probability, 0.5))
         before = crop = None
         if crops:
-            size_hw = before = _with_shortest_edge(size_hw, _one_of(self._scales_before_crop))
+            size_hw = before = _with_shortest_edge(size_hw, one_of(self._scales_before_crop))
             low, high = self._crop_sides
-            height, width = (_between(min(low, side), min(high, side)) for side in size_hw)
-            crop = (_between(0, size_hw[0] - height), _between(0, size_hw[1] - width), height, width)
+            height, width = (between(min(low, side), min(high, side)) for side in size_hw)
+            crop = (between(0, size_hw[0] - height), between(0, size_hw[1] - width), height, width)
             size_hw = height, width
-        return _Plan(flip, before, crop, _with_shortest_edge(size_hw, _one_of(self._scales), self.longest_edge))
+        return _Plan(flip, before, crop, _with_shortest_edge(size_hw, one_of(self._scales), self.longest_edge))
 
     def __repr__(self) -> str:
         return (
@@ -149,17 +150,3 @@ def _with_shortest_edge(size_hw: tuple[int, int], shortest: int, longest: int | 
         now, wanted = max(size_hw), longest
     height, width = (max(1, side * wanted // now) for side in size_hw)  # floats would make 511 of 512
     return height, width
-
-
-def _random() -> float:
-    """A random number in [0, 1), whatever the default device and dtype."""
-    return float(torch.rand((), dtype=torch.float32, device="cpu"))
-
-
-def _between(low: int, high: int) -> int:
-    """A random number, both ends among them."""
-    return int(torch.randint(low, high + 1, (), device="cpu"))
-
-
-def _one_of(values: Sequence[int]) -> int:
-    return values[_between(0, len(values) - 1)]

@@ -1,6 +1,8 @@
 """From rows of the schema to what the model takes, one image at a time and unpadded: the collator pads."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -14,9 +16,11 @@ from ..image_processing.settings import resized_hw
 from .augmentation import PaperAugmentation, paper_augmentation
 from .formats.base import UNREADABLE
 from .masks import boxes_from_masks
+from .random_numbers import between
+from .strong_augmentation import ImageAugmentation, StrongAugmentation
 from .targets import columns_of, read_targets, replace_objects
 
-Augment = Callable[[dict[str, Any]], dict[str, Any]]
+Augment = Callable[..., dict[str, Any]]
 
 # of a row: what it is evaluated by
 TARGET_COLUMNS = ("image_id", "width", "height", "objects")
@@ -31,9 +35,13 @@ class DetectionTransform:
 
     `processor` is a DetrImageProcessor; it is called image by image without padding, so that labels are those of
     the visible image and padding happens once, in `DetectionCollator`. `augment` changes rows before: "paper"
-    (`augmentation.PaperAugmentation` at the processor's own size), a callable from row to row
-    ({image, image_id, width, height, objects}), or several in turn. An augmentation with a true attribute `resizes`
-    gives images of their final size, and the processor does not resize again unless its size is exact.
+    (`augmentation.PaperAugmentation` at the processor's own size), "strong" (`strong_augmentation.StrongAugmentation`,
+    for few images), a callable from row to row ({image, image_id, width, height, objects}), or several in turn. An
+    augmentation may have these attributes:
+        resizes: true: images have their final size, and the processor does not resize again unless its size is exact;
+        mixes: true: it is called with a row and a function that gives another row of the data set, as random and as
+            augmented by those before it; `transform_dataset` tells of which data set;
+        closing: what takes its place in `for_closing`, None for nothing.
 
     With `masks` the labels have masks (T, h, w): those of the objects are decoded before the augmentations, which find
     arrays (height, width) of 0 and 1 in `objects["segmentation"]`, and crowds, which are not trained on, leave. With
@@ -58,6 +66,7 @@ class DetectionTransform:
         size = dict(processor.size)
         self.processor = processor
         self.augment = _augmentations(augment, size)
+        self.rows: Sequence[Mapping[str, Any]] | None = None  # to mix images with
         exact = size.get("height") is not None and size.get("width") is not None
         self.do_resize = processor.do_resize and (exact or not any(getattr(a, "resizes", False) for a in self.augment))
 
@@ -90,21 +99,33 @@ class DetectionTransform:
             size_hw = augment.final_hw(size_hw)
         return resized_hw(size_hw, dict(self.processor.size)) if self.do_resize else size_hw
 
+    @property
+    def mixes(self) -> bool:
+        """Whether an augmentation needs other rows beside its own."""
+        return any(getattr(augment, "mixes", False) for augment in self.augment)
+
+    def with_rows(self, rows: Sequence[Mapping[str, Any]]) -> "DetectionTransform":
+        """The same transform, whose augmentations mix images with `rows` of the schema, decoded or not."""
+        transform = copy.copy(self)
+        transform.rows = rows
+        return transform
+
+    def for_closing(self) -> "DetectionTransform | None":
+        """The transform for the last part of a training, without augmentations that are to end before it; None where
+        there are none such. See `DetrTrainingArguments.augment_until`."""
+        if not any(hasattr(augment, "closing") for augment in self.augment):
+            return None
+        transform = copy.copy(self)
+        transform.augment = [
+            one for one in (getattr(augment, "closing", augment) for augment in self.augment) if one is not None
+        ]
+        return transform
+
     def _encode(self, row: dict[str, Any]) -> Mapping[str, Any]:
-        row["image"] = decode_image(row, check_size=True)
         options = {"do_pad": False, "do_resize": self.do_resize, "return_tensors": "pt"}
         if "objects" not in row:
-            return self.processor(images=row["image"], **options)
-        row["objects"] = columns_of(row["objects"], _place(row))
-        if self.masks:
-            row["objects"] = _with_masks(row)
-        else:
-            row["objects"].pop("segmentation", None)
-        for place, augment in enumerate(self.augment, start=1):
-            # nothing reads the image between the last augmentation and the processor, which takes tensors
-            last = place == len(self.augment) and isinstance(augment, PaperAugmentation)
-            row = augment(row, as_tensor=True) if last else augment(row)
-            _check_augmented(row, augment)
+            return self.processor(images=decode_image(row, check_size=True), **options)
+        row = self._augmented(row, len(self.augment))
         if self.boxes_from_masks:
             row["objects"] = _with_boxes_of_masks(row)
         # COCO's form, which stock transformers' processor reads too
@@ -112,19 +133,50 @@ class DetectionTransform:
         options |= {"return_segmentation_masks": True} if self.masks else {}
         return self.processor(images=row["image"], annotations=annotation, **options)
 
+    def _augmented(self, row: Mapping[str, Any], count: int) -> dict[str, Any]:
+        """A row, decoded, after the first `count` augmentations."""
+        row = {**row, "image": decode_image(row, check_size=True), "objects": columns_of(row["objects"], _place(row))}
+        if self.masks:
+            row["objects"] = _with_masks(row)
+        else:
+            row["objects"].pop("segmentation", None)
+        for place, augment in enumerate(self.augment[:count]):
+            given = [partial(self._other, place)] if getattr(augment, "mixes", False) else []
+            # nothing reads the image between the last augmentation and the processor, which takes tensors
+            last = place + 1 == len(self.augment) and isinstance(augment, PaperAugmentation | ImageAugmentation)
+            row = augment(row, *given, **({"as_tensor": True} if last else {}))
+            _check_augmented(row, augment)
+        return row
+
+    def _other(self, count: int) -> dict[str, Any]:
+        """A random row, after the first `count` augmentations."""
+        if self.rows is None:
+            raise ValueError(
+                f"augment {self.augment[count]!r} mixes images with others of the data set, which this transform does "
+                "not know; use transform_dataset(dataset, transform) in place of with_transform."
+            )
+        return self._augmented(self.rows[between(0, len(self.rows) - 1)], count)
+
 
 def transform_dataset(dataset: Any, transform: DetectionTransform) -> Any:
     """A data set (or dict of splits) whose rows come out transformed, decoding errors naming the image.
 
     Map-style data sets decode and transform when a row is asked for; streams do so as they pass, and keep beside it
-    what a row is evaluated by, unless an augmentation changes that.
+    what a row is evaluated by, unless an augmentation changes that. Augmentations that mix images take them from the
+    data set given here (a `DetrTrainer`: from its train_dataset), which must be no stream: ValueError.
     """
     if isinstance(dataset, dict):
         return type(dataset)({split: transform_dataset(one, transform) for split, one in dataset.items()})
     undecoded = dataset.cast_column("image", Image(decode=False))
     if isinstance(dataset, Dataset):
-        return undecoded.with_transform(transform)
+        rows = undecoded.with_format(None)
+        return undecoded.with_transform(transform.with_rows(rows) if transform.mixes else transform)
     if isinstance(dataset, IterableDataset):
+        if transform.mixes:
+            raise ValueError(
+                f"{transform.augment} mix images with others, and a stream has only the next one; use augment='paper', "
+                "or load the data without streaming."
+            )
         kept = () if transform.augment else TARGET_COLUMNS
         columns = [name for name in undecoded.features or undecoded._resolve_features().features if name not in kept]
         return undecoded.map(_OfOneRow(transform), remove_columns=columns)
@@ -146,6 +198,8 @@ class _OfOneRow:
 def _augmentations(augment: Any, size: dict[str, int | None]) -> list[Augment]:
     if augment is None:
         return []
+    if augment == "strong":
+        return [StrongAugmentation(size)]
     if augment == "paper":
         edges = [
             size.get(name) for name in ("shortest_edge", "longest_edge", "height", "width", "max_height", "max_width")
@@ -155,7 +209,9 @@ def _augmentations(augment: Any, size: dict[str, int | None]) -> list[Augment]:
         return [paper_augmentation(shortest, longest and max(longest, shortest))]
     several = list(augment) if isinstance(augment, (list, tuple)) else [augment]
     if not all(callable(one) for one in several):
-        raise TypeError(f"augment must be 'paper', a callable from row to row, or a list of them, got {augment!r}.")
+        raise TypeError(
+            f"augment must be 'paper', 'strong', a callable from row to row, or a list of them, got {augment!r}."
+        )
     return several
 
 

@@ -16,7 +16,7 @@ IOU = 0.5  # of every figure here, as usual for counts of errors
 # TIDE (Bolya et al. 2020), in the order of the page
 ERRORS = {
     "Cls": "classification: right place, wrong class",
-    "Loc": "localisation: right class, box too far off",
+    "Loc": "localisation: right class, too far off",
     "Both": "both of these",
     "Dupe": "duplicate of a better detection",
     "Bkg": "background: nothing is there",
@@ -49,6 +49,7 @@ class Analysis:
     """Of one `CocoEvaluator`, see `analyse`.
 
     Attributes:
+        iou_type: what it compares, "bbox" or "segm".
         metrics: its `compute()`.
         curves: {class name: ClassCurve}; `overall`: of all classes together.
         confusion: (K + 1, K + 1) counts of objects by class (rows) and by what was found at their place (columns),
@@ -63,6 +64,7 @@ class Analysis:
             class: the annotation may be wrong.
     """
 
+    iou_type: str
     metrics: dict
     class_names: list[str]
     curves: dict[str, ClassCurve]
@@ -79,16 +81,16 @@ class Analysis:
 
 
 def analyse(evaluator: CocoEvaluator) -> Analysis:
-    """Counts again what the evaluator holds, this time keeping every match. Raises ValueError without an image, and for
-    an evaluator of masks."""
-    counted, annotations, detections = count(evaluator)
+    """Counts again what the evaluator holds, boxes or masks, this time keeping every match. Raises ValueError without
+    an image."""
+    counted, annotations, found = count(evaluator)
     class_names, image_ids, images = list(evaluator.names().values()), evaluator.image_ids(), evaluator.images()
     status = counted.image_diagnostics(iou_thr=IOU, score_thr=0.0)
-    right = np.zeros(len(detections), bool)
-    ignored = np.ones(len(detections), bool)  # matched to a crowd, or beyond the limit
+    right = np.zeros(len(found), bool)
+    ignored = np.ones(len(found), bool)  # matched to a crowd, or beyond the limit
     for number, what in status["dt_status"].items():  # ids are places in the list, from 1
         right[number - 1], ignored[number - 1] = what == "tp", what not in ("tp", "fp")
-    image_of, scores, k_of = detections[:, 0].astype(int), detections[:, 5], detections[:, 6].astype(int)
+    image_of, scores, k_of = found[:, 0].astype(int), found[:, 1], found[:, 2].astype(int)
     target_k = np.array([row["category_id"] for row in annotations if not row["iscrowd"]], dtype=int)
     num_targets = np.bincount(target_k, minlength=len(class_names))
     curves = {}
@@ -111,6 +113,7 @@ def analyse(evaluator: CocoEvaluator) -> Analysis:
     order = np.lexsort((np.arange(len(images)), -(wrong_of + missed_of)))
     suspects = sorted(status["label_errors"], key=lambda row: -row["dt_score"])
     return Analysis(
+        iou_type=evaluator.iou_type,
         metrics=evaluator.compute(),
         class_names=class_names,
         curves=curves,
@@ -133,10 +136,8 @@ def analyse(evaluator: CocoEvaluator) -> Analysis:
 
 
 def count(evaluator: CocoEvaluator) -> tuple[COCOeval, list[dict], NDArray]:
-    """hotcoco's evaluation of what an evaluator holds, with its annotations and detections (N, 7): image, box, score,
-    class. Images and classes go by their places in the evaluator's order. ValueError as `analyse`."""
-    if evaluator.iou_type != "bbox":
-        raise ValueError(f"iou_type={evaluator.iou_type!r}: the analysis is one of boxes.")
+    """hotcoco's evaluation of what an evaluator holds, with its annotations and of each detection (N, 3) image, score
+    and class. Images and classes go by their places in the evaluator's order. ValueError as `analyse`."""
     if not len(evaluator):
         raise ValueError("The evaluator has seen no image; update it first.")
     class_ids = np.array(list(evaluator.names()), dtype=np.int64)
@@ -144,13 +145,16 @@ def count(evaluator: CocoEvaluator) -> tuple[COCOeval, list[dict], NDArray]:
     images, annotations, detections = as_coco(evaluator.images(), 0, class_ids, places)
     categories = [{"id": k, "name": str(k)} for k in places.tolist()]
     truth = COCO({"images": images, "annotations": annotations, "categories": categories})
-    counted = COCOeval(truth, truth.load_res(detections), "bbox")
-    params = Params("bbox")
+    counted = COCOeval(truth, truth.load_res(detections), evaluator.iou_type)
+    params = Params(evaluator.iou_type)
     params.max_dets = list(evaluator.max_dets)
     counted.params = params
     counted.evaluate()
     counted.accumulate()
-    return counted, annotations, detections
+    if isinstance(detections, list):  # of masks
+        columns = ("image_id", "score", "category_id")
+        return counted, annotations, np.array([[row[name] for name in columns] for row in detections]).reshape(-1, 3)
+    return counted, annotations, detections[:, [0, 5, 6]]
 
 
 def _curve(scores: NDArray, right: NDArray, num_targets: int) -> ClassCurve:

@@ -110,7 +110,11 @@ class PanopticEvaluator(ImageEvaluator):
     def post_process(self, processor: Any, outputs: Any, target_sizes: Any, processed_sizes: Any) -> list[dict]:
         """The results that `update` takes, of a model's outputs."""
         return processor.post_process_panoptic_segmentation(
-            outputs, label_ids_to_fuse=self.stuff, target_sizes=target_sizes, processed_sizes=processed_sizes
+            outputs,
+            threshold=0.5,  # whatever was saved with the model: its quality stays one number
+            label_ids_to_fuse=self.stuff,
+            target_sizes=target_sizes,
+            processed_sizes=processed_sizes,
         )
 
     def _check(self, image: Image, place: str) -> None:

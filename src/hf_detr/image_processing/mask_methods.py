@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from .mask_post_processing import Sizes, classes_from_outputs, masks_from_outputs, segments_from_outputs
+from .saved_thresholds import SAVED, SavedThresholds, Threshold
 
 
-class MaskPostProcessing:
+class MaskPostProcessing(SavedThresholds):
     """Post-processing of `DetrForSegmentation`: stock transformers' methods, and the masks that mask AP is made of.
 
     `outputs` have `logits` (B, Q, C + 1), the last class being "no object", `pred_masks` (B, K, h, w), logits at a
@@ -27,7 +28,7 @@ class MaskPostProcessing:
     def post_process_instance_segmentation(
         self,
         outputs: Any,
-        threshold: float = 0.5,
+        threshold: Threshold = SAVED,
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.8,
         target_sizes: Sizes | None = None,
@@ -38,7 +39,8 @@ class MaskPostProcessing:
         """One dict an image: a map of segments that do not overlap, and what each is.
 
         Args:
-            threshold: keeps the queries whose best class, "no object" among them, is an object above it.
+            threshold: keeps the queries whose best class, "no object" among them, is an object above it. "saved", the
+                default: above its class's of the processor's `class_thresholds`, 0.5 for classes without one.
             mask_threshold: where a mask's probability times its score is at least this, it reaches.
             overlap_mask_area_threshold: drops a segment that keeps no more than this share of that region, because
                 better masks cover it.
@@ -52,7 +54,7 @@ class MaskPostProcessing:
         """
         return segments_from_outputs(
             outputs,
-            threshold,
+            *self._thresholds_of_call(threshold, None, outputs.logits.shape[-1] - 1),
             mask_threshold,
             overlap_mask_area_threshold,
             (),
@@ -64,7 +66,7 @@ class MaskPostProcessing:
     def post_process_panoptic_segmentation(
         self,
         outputs: Any,
-        threshold: float = 0.5,
+        threshold: Threshold = SAVED,
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.8,
         label_ids_to_fuse: Collection[int] | None = None,
@@ -84,7 +86,7 @@ class MaskPostProcessing:
         fused = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
         return segments_from_outputs(
             outputs,
-            threshold,
+            *self._thresholds_of_call(threshold, None, outputs.logits.shape[-1] - 1),
             mask_threshold,
             overlap_mask_area_threshold,
             fused or (),
@@ -110,7 +112,7 @@ class MaskPostProcessing:
     def post_process_masks(
         self,
         outputs: Any,
-        threshold: float | None = 0.0,
+        threshold: Threshold = 0.0,
         mask_threshold: float = 0.5,
         target_sizes: Sizes | None = None,
         top_k: int | None = None,
@@ -119,10 +121,12 @@ class MaskPostProcessing:
     ) -> list[dict[str, Tensor | list[dict[str, Any]]]]:
         """One dict an image: scores, labels and boxes as `post_process_object_detection` has them, and `masks`.
 
-        These may overlap, as COCO's mask AP counts them. `masks` is a list of COCO's compressed run-length encodings,
+        These may overlap, as COCO's mask AP counts them, which wants every score: so the threshold is 0 unless given
+        ("saved": see `post_process_object_detection`). `masks` is a list of COCO's compressed run-length encodings,
         {"size": [H, W], "counts": str}: where the probability of a mask is above `mask_threshold`. With
         `processed_sizes` the numbers are the original's (`PostProcessSegm`): bilinear to the processed size, cut at
         the threshold, nearest to the target's; without, bilinear to the target size at once. Boxes are xyxy in pixels
         of the masks.
         """
-        return masks_from_outputs(outputs, threshold, mask_threshold, target_sizes, top_k, processed_sizes)
+        thresholds = self._thresholds_of_call(threshold, None, outputs.logits.shape[-1] - 1)
+        return masks_from_outputs(outputs, *thresholds, mask_threshold, target_sizes, top_k, processed_sizes)

@@ -8,7 +8,7 @@ size exist one chunk at a time, and everything of a batch comes to the host in t
 import math
 import operator
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from scipy.special import logit
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .post_processing import detections_from_outputs
+from .post_processing import detections_from_outputs, thresholds_of_classes
 
 # B images, Q queries, K decoded masks an image (all Q unless the model kept some), C classes and one for "no object",
 # N kept queries of one image; (h, w) of the decoded masks, (H, W) of the result
@@ -44,7 +44,8 @@ class _Kept(NamedTuple):
 @torch.no_grad()
 def segments_from_outputs(
     outputs: Any,
-    threshold: float,
+    threshold: float | None,
+    class_thresholds: Mapping[int, float] | None,
     mask_threshold: float,
     overlap_mask_area_threshold: float,
     label_ids_to_fuse: Collection[int],
@@ -61,7 +62,8 @@ def segments_from_outputs(
     sizes_hw = grids_hw if target_sizes is None else _sizes_hw("target_sizes", target_sizes, len(masks))
     fused = {operator.index(label) for label in label_ids_to_fuse}
 
-    kept, num_invalid = _above_threshold(logits, threshold)
+    thresholds = thresholds_of_classes(threshold, class_thresholds, logits.shape[-1] - 1)
+    kept, num_invalid = _above_threshold(logits, thresholds)
     parts: list[Tensor] = []
     for own, one, (height, width), size_hw in zip(masks, kept, grids_hw, sizes_hw, strict=True):
         if len(one.positions):
@@ -128,6 +130,7 @@ def classes_from_outputs(
 def masks_from_outputs(
     outputs: Any,
     threshold: float | None,
+    class_thresholds: Mapping[int, float] | None,
     mask_threshold: float,
     target_sizes: Sizes | None,
     top_k: int | None,
@@ -143,7 +146,7 @@ def masks_from_outputs(
     logits = logits.where(_are_finite(masks)[..., None], math.nan)  # which gives no detection
     decoded = SimpleNamespace(logits=logits, pred_boxes=_of_decoded(outputs, outputs.pred_boxes))
     least = 0.0 if threshold is None else threshold  # the rows that fill up K have a score of exactly 0
-    results = detections_from_outputs(decoded, least, sizes_hw, top_k, None, None, with_queries=True)
+    results = detections_from_outputs(decoded, least, sizes_hw, top_k, class_thresholds, None, with_queries=True)
 
     least_logit = float(logit(mask_threshold))  # sigmoid(x) > t as x > logit(t): one pass less over every map
     for own, result, grid_hw, image_hw, size_hw in zip(masks, results, grids_hw, images_hw, sizes_hw, strict=True):
@@ -192,13 +195,14 @@ def _chosen(masks: Tensor, positions: NDArray) -> Tensor:
     return masks.index_select(0, torch.from_numpy(positions).to(masks.device))
 
 
-def _above_threshold(logits: Tensor, threshold: float) -> tuple[list[_Kept], int]:
-    """The queries of each image whose best class is above the threshold, and how many have logits that are not finite;
-    one copy to the host."""
+def _above_threshold(logits: Tensor, thresholds: NDArray) -> tuple[list[_Kept], int]:
+    """The queries of each image whose best class is above its threshold (C,), and how many have logits that are not
+    finite; one copy to the host."""
     scores, labels = logits.softmax(-1).max(-1)
     scores = scores.where(logits.sum(-1).isfinite(), math.nan)  # softmax makes finite probabilities of one of -inf
     scores, labels = torch.stack((scores, labels.float())).cpu().numpy()  # labels are exact below 2**24
-    above = (labels != logits.shape[-1] - 1) & (scores > threshold)  # NaN is above nothing
+    thresholds = np.append(thresholds, np.inf)  # "no object" is never kept
+    above = scores > thresholds[labels.astype(np.int64)]  # NaN is above nothing
     positions = [np.flatnonzero(one) for one in above]
     kept = [_Kept(p, scores[i][p], labels[i][p].astype(int).tolist()) for i, p in enumerate(positions)]
     return kept, int(np.isnan(scores).sum())

@@ -29,7 +29,7 @@ def detections_from_outputs(
     # B images, Q queries, C classes and one more for "no object"; N detections of one image
     logits, boxes = outputs.logits.float(), cxcywh_to_xyxy(outputs.pred_boxes.float())
     num_images, num_classes = logits.shape[0], logits.shape[-1] - 1
-    thresholds = _thresholds(threshold, class_thresholds, num_classes)  # (C,)
+    thresholds = thresholds_of_classes(threshold, class_thresholds, num_classes)  # (C,)
     scale = None if target_sizes is None else _sizes_wh(target_sizes, num_images).repeat(1, 2)[:, None]  # (B, 1, 4)
     if top_k is not None and (isinstance(top_k, bool) or top_k < 1):
         raise ValueError(f"top_k={top_k!r}: expected 1 or more detections an image, or None for all.")
@@ -95,7 +95,7 @@ def _sizes_wh(target_sizes: Any, num_images: int) -> Tensor:
     return sizes_hw.flip(-1)
 
 
-def _thresholds(threshold: float | None, class_thresholds: Any, num_classes: int) -> NDArray:
+def thresholds_of_classes(threshold: float | None, class_thresholds: Any, num_classes: int) -> NDArray:
     """(C,) float32 on the host: the class's own threshold, or the common one; -inf where there is none."""
     thresholds = np.full(num_classes, _threshold("threshold", threshold), np.float32)
     if isinstance(class_thresholds, Mapping):

@@ -14,6 +14,7 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import SizeDict, get_image_size_for_max_height_width
 
 from ..data.box_policy import ON_BAD_BOX
+from .saved_thresholds import as_class_thresholds
 
 Size = int | tuple[int, int] | list[int] | dict[str, int] | SizeDict
 
@@ -92,6 +93,7 @@ def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
                 f"label_ids_to_fuse={settings['label_ids_to_fuse']!r}: expected class ids, integers from 0."
             )
         checked["label_ids_to_fuse"] = sorted(set(labels))
+    checked["class_thresholds"] = as_class_thresholds(settings["class_thresholds"])
     for name in _SWITCHES:
         if settings[name] not in (True, False):
             raise ValueError(f"{name}={settings[name]!r}: expected True or False.")
@@ -205,7 +207,8 @@ def translate_file(file_settings: Mapping[str, Any], overrides: Mapping[str, Any
     edge is below the shortest is an error in `overrides`, a warning in files.
     """
     settings: dict[str, Any] = {}
-    for source, read_size in ((file_settings, _size_in_file), (overrides, as_size_dict)):
+    file = ("preprocessor_config.json: ", file_settings, _size_in_file)
+    for place, source, read_size in (file, ("", overrides, as_size_dict)):
         source = {name: value for name, value in source.items() if name not in IGNORED_FILE_KEYS and value is not None}
         if "pad_and_return_pixel_mask" in source:
             source.setdefault("do_pad", source.pop("pad_and_return_pixel_mask"))
@@ -215,6 +218,8 @@ def translate_file(file_settings: Mapping[str, Any], overrides: Mapping[str, Any
         elif max_size is not None:
             size = {**settings.get("size", {"shortest_edge": 800}), "longest_edge": max_size}
             source["size"] = read_size(size, None)
+        if "class_thresholds" in source:
+            source["class_thresholds"] = as_class_thresholds(source["class_thresholds"], place)
         if not source.get("do_center_crop", False):
             source.pop("do_center_crop", None)
             source.pop("crop_size", None)

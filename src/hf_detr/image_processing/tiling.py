@@ -5,8 +5,11 @@ The whole image is looked at too, for the objects that are larger than a tile.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from hotcoco import mask as coco_mask
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
@@ -38,7 +41,7 @@ def tile_corners(size_hw: tuple[int, int], tile_px: int, overlap: float) -> list
     ]
 
 
-def merge_tiles(results: Sequence[Mapping[str, Tensor]], tiles: Sequence[Corners]) -> dict[str, Tensor]:
+def merge_tiles(results: Sequence[Mapping[str, Any]], tiles: Sequence[Corners]) -> dict[str, Any]:
     """The result dicts of an image's tiles, in pixels of each, as one {scores, labels, boxes xyxy px of the image}.
 
     `tiles`: as `tile_corners` gives them, the whole image first. An object is judged by the view that shows most of it:
@@ -46,7 +49,8 @@ def merge_tiles(results: Sequence[Mapping[str, Tensor]], tiles: Sequence[Corners
     image that is clearly smaller than a tile. Of two views' boxes of one class that are one object (IoU 0.5), the one
     not cut stays, else the more certain; parts that lie in an object seen whole, whatever they were taken for, go; the
     parts of an object that no view shows whole become one box with the highest score. Boxes of one view never remove
-    each other.
+    each other. With `masks` (encodings, as `post_process_masks` gives them) each object has its own of the whole image;
+    that of parts is what any of them covers.
     """
     if len(tiles) == 1:
         return dict(results[0])
@@ -69,10 +73,24 @@ def merge_tiles(results: Sequence[Mapping[str, Tensor]], tiles: Sequence[Corners
     boxes, scores, labels, tile, cut = (values[judged] for values in (boxes, scores, labels, tile, cut))
     kept = _unique(boxes, scores, labels, tile, cut.any(1))
     boxes, scores, labels, tile, cut = (values[kept] for values in (boxes, scores, labels, tile, cut))
-    boxes, scores, labels, tile, is_cut = _joined(boxes, scores, labels, tile, cut)
+    found = judged[kept]  # of all that the tiles have
+    boxes, scores, labels, tile, is_cut, members = _joined(boxes, scores, labels, tile, cut)
     kept = _unique(boxes, scores, labels, tile, is_cut)
     kept = kept[scores[kept].argsort(descending=True, stable=True)]
-    return {"scores": scores[kept], "labels": labels[kept], "boxes": boxes[kept]}
+    merged = {"scores": scores[kept], "labels": labels[kept], "boxes": boxes[kept]}
+    if "masks" in results[0]:
+        parts = [(mask, corner) for one, corner in zip(results, tiles, strict=True) for mask in one["masks"]]
+        merged["masks"] = [_pasted([parts[i] for i in found[members[k]].tolist()], tiles[0]) for k in kept.tolist()]
+    return merged
+
+
+def _pasted(parts: Sequence[tuple[dict[str, Any], Corners]], whole: Corners) -> dict[str, Any]:
+    """The encoding, in the whole image, of what any of the masks of tiles covers."""
+    covered = np.zeros((whole[3], whole[2]), np.uint8, order="F")
+    for mask, (left, top, right, bottom) in parts:
+        covered[top:bottom, left:right] |= coco_mask.decode(mask)
+    rle = coco_mask.encode(covered)
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
 
 
 def _is_shown_whole(boxes: Tensor, corners: Tensor, margin: float) -> Tensor:
@@ -118,8 +136,10 @@ def _unique(boxes: Tensor, scores: Tensor, labels: Tensor, tile: Tensor, is_cut:
     return torch.tensor(kept, dtype=torch.int64)
 
 
-def _joined(boxes: Tensor, scores: Tensor, labels: Tensor, tile: Tensor, cut: Tensor) -> tuple[Tensor, ...]:
-    """The same with the parts of an object as one box, and whether each is still cut, (N,)."""
+def _joined(
+    boxes: Tensor, scores: Tensor, labels: Tensor, tile: Tensor, cut: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """The same with the parts of an object as one box; whether each is still cut, (N,), and of which boxes it is."""
     is_cut = cut.any(1)
     parts = is_cut.nonzero()[:, 0]
     left, top, right, bottom = boxes[parts].unbind(1)
@@ -143,10 +163,11 @@ def _joined(boxes: Tensor, scores: Tensor, labels: Tensor, tile: Tensor, cut: Te
         single[members] = False
         best = members[scores[members].argmax()]
         hull = torch.cat((boxes[members, :2].amin(0), boxes[members, 2:].amax(0)))
-        hulls.append((hull, scores[best], labels[best]))
-    boxes = torch.stack([*boxes[single], *(hull for hull, _, _ in hulls)]) if len(boxes) else boxes
-    scores = torch.cat((scores[single], torch.tensor([score for _, score, _ in hulls])))
-    labels = torch.cat((labels[single], torch.tensor([label for _, _, label in hulls], dtype=torch.int64)))
+        hulls.append((hull, scores[best], labels[best], members))
+    of_boxes = [*single.nonzero(), *(members for *_, members in hulls)]
+    boxes = torch.stack([*boxes[single], *(hull for hull, *_ in hulls)]) if len(boxes) else boxes
+    scores = torch.cat((scores[single], torch.tensor([score for _, score, *_ in hulls])))
+    labels = torch.cat((labels[single], torch.tensor([label for _, _, label, _ in hulls], dtype=torch.int64)))
     own = -1 - torch.arange(len(hulls))  # a joined box is of no tile
     is_cut = torch.cat((is_cut[single], torch.zeros(len(hulls), dtype=torch.bool)))
-    return boxes, scores, labels, torch.cat((tile[single], own)), is_cut
+    return boxes, scores, labels, torch.cat((tile[single], own)), is_cut, of_boxes

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..boxes import cxcywh_to_xyxy, giou
+from ..boxes import cxcywh_to_xyxy, giou, iou
 from ..configuration_detr import DetrConfig
 from .denoising import NoisedTargets, denoising_losses
+from .distillation import cell_distillation_losses, distillation_losses
 from .encoder_loss import CellPredictions, encoder_loss
 from .matcher import HungarianMatcher, Matches
 from .targets import Targets, pack_targets, to_device
@@ -61,12 +62,17 @@ class SetCriterion:
     Each layer's loss is `ce + bbox_loss_coefficient * l1 + giou_loss_coefficient * (1 - giou)`, of which the first is a
     mean over all queries, weighted by `eos_coefficient` where no object is matched, and the others are means over the
     objects. No parameters; `from_config` makes it from a `DetrConfig`.
+
+    With `iou_aware_classification` a matched query owes its class the square root of its box's IoU and "no object" the
+    rest, so that scores rank detections by how well they fit as well (Zhang et al., VarifocalNet, 2021, for one-stage
+    detectors and their sigmoids; here for DETR's softmax, with the root so that a fresh model's class head learns too).
     """
 
     matcher: HungarianMatcher = field(default_factory=HungarianMatcher)
     bbox_loss_coefficient: float = 5.0
     giou_loss_coefficient: float = 2.0
     eos_coefficient: float = 0.1
+    iou_aware_classification: bool = False
 
     @classmethod
     def from_config(cls, config: DetrConfig) -> "SetCriterion":
@@ -76,6 +82,7 @@ class SetCriterion:
             config.bbox_loss_coefficient,
             config.giou_loss_coefficient,
             config.eos_coefficient,
+            config.iou_aware_classification,
         )
 
     def __call__(self, *args, **kwargs) -> tuple[Tensor, dict[str, Tensor]]:
@@ -117,8 +124,9 @@ class SetCriterion:
         Returns:
             `SetLosses`, whose `parts` are `loss_ce`, `loss_bbox`, `loss_giou` (unweighted), `cardinality_error` and
             `class_error` (in percent, only of the last layer), the two errors without gradient; names ending in `_l`
-            for the layers before the last. With groups `loss_groups`, with denoising queries `loss_denoising`, and with
-            cells `loss_encoder`: their weighted sums (over layers), as they are in the loss.
+            for the layers before the last. With groups `loss_groups`, with denoising queries `loss_denoising`, with
+            cells `loss_encoder`, and with soft targets `loss_teacher`: their weighted sums (over layers), as they are
+            in the loss.
 
         Raises:
             TypeError, ValueError: see `pack_targets` and `HungarianMatcher`.
@@ -148,8 +156,9 @@ class SetCriterion:
                 num_images_in_batch,
                 num_matched_in_batch,
             )
-            l1, giou_loss = _boxes(matched_boxes, targets, matches)
-            ce = _classification(matched_logits, targets, matches, self.eos_coefficient)
+            l1, giou_loss, ious = _boxes(matched_boxes, targets, matches)
+            quality = ious.detach().sqrt() if self.iou_aware_classification else None
+            ce = _classification(matched_logits, targets, matches, self.eos_coefficient, quality)
             parts = {
                 "loss_ce": ce / normalisers.class_weights,
                 "loss_bbox": l1 / normalisers.boxes,
@@ -167,6 +176,13 @@ class SetCriterion:
             if cells is not None:
                 of_cells = encoder_loss(cells, targets, normalisers.boxes, normalisers.images)
                 auxiliary["loss_encoder"] = self._weighted(of_cells)
+            if targets.soft is not None:
+                first = (matched_logits[:num_layers], matched_boxes[:num_layers])
+                taught = distillation_losses(*first, targets.soft, self.matcher, normalisers.boxes)
+                auxiliary["loss_teacher"] = self._weighted(taught).sum()
+                if cells is not None:
+                    of_cells = cell_distillation_losses(cells, targets.soft, normalisers.boxes)
+                    auxiliary["loss_teacher"] = auxiliary["loss_teacher"] + self._weighted(of_cells)
 
             parts["cardinality_error"] = _cardinality_error(matched_logits[:num_layers], targets)
             last = num_layers - 1
@@ -226,11 +242,25 @@ def _groups_as_layers(values: Tensor, num_queries: int, query_groups: int) -> Te
     return grouped.movedim(2, 0).flatten(0, 1)
 
 
-def _classification(logits: Tensor, targets: Targets, matches: Matches, eos_coefficient: float) -> Tensor:
-    """(L,) summed, weighted cross-entropy. Most queries answer for nothing; their weight is small (paper, 3.1)."""
+def _classification(
+    logits: Tensor, targets: Targets, matches: Matches, eos_coefficient: float, quality: Tensor | None
+) -> Tensor:
+    """(L,) summed, weighted cross-entropy. Most queries answer for nothing; their weight is small (paper, 3.1).
+
+    `quality`, (L, M) in [0, 1], is what a matched query owes to its class; it owes the rest to "no object", at that
+    one's weight, so that at inference a score says how well the box fits as well.
+    """
     num_layers, _, _, num_logits = logits.shape
     no_object = num_logits - 1
     labels = targets.class_labels[matches.target]  # (L, M)
+    if quality is not None:
+        log_probabilities = logits.flatten(1, 2).log_softmax(-1)  # (L, BQ, C + 1)
+        empty = log_probabilities[..., no_object]
+        matched = log_probabilities.gather(1, matches.query[..., None].expand(-1, -1, num_logits))
+        of_label = matched.gather(2, labels[..., None])[..., 0]
+        of_empty = matched[..., no_object]
+        owed = quality * (of_label - eos_coefficient * of_empty)  # the sum over all queries has eos * of_empty
+        return -(eos_coefficient * empty.sum(1) + owed.sum(1))
     wanted = torch.full((num_layers, logits.shape[1] * logits.shape[2]), no_object, device=logits.device)  # (L, BQ)
     wanted.scatter_(1, matches.query, labels)
     weights = torch.ones(num_logits, device=logits.device, dtype=logits.dtype)
@@ -239,14 +269,14 @@ def _classification(logits: Tensor, targets: Targets, matches: Matches, eos_coef
     return losses.unflatten(0, (num_layers, -1)).sum(1)
 
 
-def _boxes(boxes_cxcywh: Tensor, targets: Targets, matches: Matches) -> tuple[Tensor, Tensor]:
-    """(L,) summed L1 distances, (L,) summed 1 - GIoU, of the matched pairs alone."""
+def _boxes(boxes_cxcywh: Tensor, targets: Targets, matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
+    """(L,) summed L1 distances, (L,) summed 1 - GIoU, (L, M) IoU, of the matched pairs alone."""
     index = matches.query[..., None].expand(-1, -1, 4)
     predicted = boxes_cxcywh.flatten(1, 2).gather(1, index)  # (L, M, 4)
     wanted = targets.boxes_cxcywh[matches.target]
     l1 = (predicted - wanted).abs().sum((1, 2))
     predicted, wanted = cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted)
-    return l1, (1 - giou(predicted, wanted)).sum(1)
+    return l1, (1 - giou(predicted, wanted)).sum(1), iou(predicted, wanted)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# B images, N objects of all images together
+# B images, N objects of all images together, S of them soft; C classes, class C is "no object"
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Targets:
         sizes: the number of objects of each of the B images, on the host.
         masks: where they were asked for, B of (T, h, w) bool, True on the object; they lie at the top left of the
             canvas and may end with the visible image.
+        soft: what a teacher sees in these images, where there is one.
     """
 
     class_labels: Tensor
@@ -28,10 +29,31 @@ class Targets:
     image_index: Tensor
     sizes: tuple[int, ...]
     masks: tuple[Tensor, ...] | None = None
+    soft: "SoftTargets | None" = None
 
     @property
     def num_boxes(self) -> int:
         return sum(self.sizes)
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """Objects that a teacher sees, each with a distribution over the classes.
+
+    Attributes:
+        objects: S boxes, each with its likeliest class.
+        probabilities: (S, C + 1) float32, of their classes and, last, of there being no object.
+        queries: (S,) int64, the query of its image that is to learn each, where that is known.
+    """
+
+    objects: Targets
+    probabilities: Tensor
+    queries: Tensor | None = None
+
+    @property
+    def weights(self) -> Tensor:
+        """(S,) how sure the teacher is that there is an object."""
+        return 1 - self.probabilities[:, -1]
 
 
 def pack_targets(
@@ -43,8 +65,9 @@ def pack_targets(
 ) -> Targets:
     """Label dicts (`class_labels` (T,), `boxes` (T, 4) cxcywh in [0, 1]; other keys are ignored) -> `Targets`.
 
-    Only what the host knows is checked here (types, keys, shapes). Values are checked in `HungarianMatcher`, where they
-    come to the host anyway.
+    What a teacher saw, `teacher_probabilities` (S, C + 1), `teacher_boxes` (S, 4) and perhaps `teacher_queries` (S,),
+    becomes `soft`, where images have it. Only what the host knows is checked here (types, keys, shapes). Values are
+    checked in `HungarianMatcher`, where they come to the host anyway.
 
     Args:
         mask_canvas_hw: the size of `pixel_values` where `masks` (T, h, w) are wanted as well: 0 off the object, any
@@ -82,7 +105,24 @@ def pack_targets(
         image_index=image_index,
         sizes=sizes,
         masks=masks,
+        soft=_pack_soft_targets(labels, device),
     )
+
+
+def _pack_soft_targets(labels: Sequence[Mapping[str, Tensor]], device: torch.device) -> SoftTargets | None:
+    taught = [label for label in labels if "teacher_boxes" in label]
+    if not taught:
+        return None
+    names = [name for name in ("teacher_probabilities", "teacher_boxes", "teacher_queries") if name in taught[0]]
+    nothing = {name: taught[0][name][:0] for name in names}
+    every = [label if "teacher_boxes" in label else nothing for label in labels]
+    objects = [
+        {"class_labels": label["teacher_probabilities"][:, :-1].argmax(-1), "boxes": label["teacher_boxes"]}
+        for label in every
+    ]
+    rest = {name: torch.cat([label[name] for label in every]).to(device, non_blocking=True) for name in names}
+    probabilities, queries = rest["teacher_probabilities"].float(), rest.get("teacher_queries")
+    return SoftTargets(pack_targets(objects, len(labels), device), probabilities, queries)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

@@ -7,7 +7,9 @@ from transformers import TrainingArguments
 
 from ..data.box_policy import ON_BAD_BOX
 from ..data.verification import ON_BAD_IMAGE
-from .recipes import RECIPES, averages_weights, class_head_rate_of
+from .recipes import RECIPES, averages_weights, class_head_rate_of, uses_muon
+
+_ADAMW = ("adamw_torch", "adamw_torch_fused")  # whose place MuonAdamW can take
 
 
 @dataclass
@@ -24,7 +26,10 @@ class DetrTrainingArguments(TrainingArguments):
     Fields of this class:
         recipe: "paper", or "fast" for the best combination of training-only parts that was measured (docs/results.md);
             None leaves the model as its configuration says. What it sets, the fields below can set otherwise.
-        denoising_queries, query_groups, encoder_auxiliary_loss: as in `DetrConfig`; None: as the recipe says.
+        denoising_queries, query_groups, encoder_auxiliary_loss, iou_aware_classification: as in `DetrConfig`; None: as
+            the recipe says.
+        muon: move the transformer's linear layers by orthogonal steps (`MuonAdamW`), in place of AdamW's; it goes with
+            `optim` "adamw_torch" and "adamw_torch_fused". None: as the recipe says, or not with another `optim`.
         backbone_learning_rate: of all parameters of the backbone that train.
         class_head_learning_rate: of the class head, which starts afresh where the classes are new. None: as the recipe
             says, ten times `learning_rate` with "fast", `learning_rate` otherwise.
@@ -33,6 +38,9 @@ class DetrTrainingArguments(TrainingArguments):
         ema_decay: in (0, 1), such as 0.9997: an exponential moving average of the weights is kept, and is what is
             evaluated, saved and left in the model. 0 for none. None: as the recipe says; the one of "fast" averages
             over a share of the steps so far (see `WeightAverage`).
+        teacher: a folder or Hub name of a trained detector, any that `AutoModelForObjectDetection` loads, with an image
+            processor and classes of the same names: what it sees in each training image is a further target (see
+            `loss.distillation`). It looks at every batch, which takes its time; what is saved knows nothing of it.
         early_stopping_patience: stop after so many evaluations in a row without a better `metric_for_best_model`.
         early_stopping_threshold: what counts as better, in units of the metric.
         on_bad_box: what to do with boxes that are not finite, have no area or leave their image: "error" (before the
@@ -44,6 +52,9 @@ class DetrTrainingArguments(TrainingArguments):
             width and height. Alike are the images as they will be after augmentation, in ratio and size, if every
             augmentation tells that beforehand, as the paper's does (`DetectionTransform.tells_final_hw`); else only
             the ratios before it.
+        augment_until: the share of the training, in (0, 1], after which augmentations that say so ("strong", which then
+            flips alone; see `DetectionTransform`) end; 1 for never. Of a stream they go on.
+        repeated_augmentation: how often an epoch has every image, one after the other, each time augmented otherwise.
         eval_score_threshold: detections below it do not count for AP; 0, as COCO has it, keeps all.
         eval_max_detections: per image and class; the largest holds for AP, each gives an average recall `mar_n`.
 
@@ -65,12 +76,17 @@ class DetrTrainingArguments(TrainingArguments):
     denoising_queries: int | None = field(default=None, metadata={"help": "Noised copies of each target."})
     query_groups: int | None = field(default=None, metadata={"help": "Groups of object queries, matched each."})
     encoder_auxiliary_loss: bool | None = field(default=None, metadata={"help": "A loss for the encoder's cells."})
+    iou_aware_classification: bool | None = field(default=None, metadata={"help": "Classes owed as boxes fit."})
+    muon: bool | None = field(default=None, metadata={"help": "Orthogonal steps for the transformer's matrices."})
     ema_decay: float | None = field(default=None, metadata={"help": "Average the weights, with this decay a step."})
+    teacher: str | None = field(default=None, metadata={"help": "A trained detector to learn from as well."})
     early_stopping_patience: int | None = field(default=None, metadata={"help": "Evaluations without a better AP."})
     early_stopping_threshold: float = field(default=0.0, metadata={"help": "By how much AP must be better."})
     on_bad_box: str = field(default="error", metadata={"help": f"One of {', '.join(ON_BAD_BOX[:3])}."})
     on_bad_image: str = field(default="error", metadata={"help": f"One of {', '.join(ON_BAD_IMAGE)}."})
     group_by_aspect_ratio: bool = field(default=False, metadata={"help": "Batches of images of like shape."})
+    augment_until: float = field(default=0.9, metadata={"help": "Share of the training before strong ones end."})
+    repeated_augmentation: int = field(default=1, metadata={"help": "Times that an epoch has every image."})
 
     eval_strategy: str = field(default="epoch", metadata={"help": "When to compute COCO AP."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
@@ -96,6 +112,11 @@ class DetrTrainingArguments(TrainingArguments):
     def averages_weights(self) -> bool:
         """Whether a moving average of the weights is kept."""
         return averages_weights(self.recipe, self.ema_decay)
+
+    @property
+    def uses_muon(self) -> bool:
+        """Whether the optimizer is `MuonAdamW` with orthogonal steps."""
+        return uses_muon(self.recipe, self.muon) and _text(self.optim) in _ADAMW
 
     @property
     def class_head_rate(self) -> float | None:
@@ -134,8 +155,14 @@ def _check(args: DetrTrainingArguments) -> None:
             f"class_head_learning_rate={args.class_head_learning_rate!r} is not a number of at least 0; None leaves it "
             "to the recipe."
         )
+    if args.muon and _text(args.optim) not in _ADAMW:
+        raise ValueError(f"muon=True goes with optim={' or '.join(_ADAMW)}, not {_text(args.optim)!r}.")
     if args.lr_drop_at is not None and not 0 < args.lr_drop_at < 1:
         raise ValueError(f"lr_drop_at={args.lr_drop_at!r} is not between 0 and 1; None turns it off.")
+    if not 0 < args.augment_until <= 1:
+        raise ValueError(f"augment_until={args.augment_until!r} is not above 0 and at most 1; 1 turns it off.")
+    if args.repeated_augmentation < 1:
+        raise ValueError(f"repeated_augmentation={args.repeated_augmentation!r} is not a number of at least 1.")
     if args.ema_decay is not None and not 0 <= args.ema_decay < 1:
         raise ValueError(f"ema_decay={args.ema_decay!r} is not between 0 and 1; 0 turns it off.")
     if args.recipe not in (None, *RECIPES):

@@ -2,6 +2,9 @@
 
 from torch import nn
 
+# The transformer's linear layers, by the last part of their names; adapters on them have other names.
+_LINEAR_LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "out_proj", "o_proj", "fc1", "fc2"})
+
 
 def parameter_groups(
     model: nn.Module,
@@ -9,12 +12,14 @@ def parameter_groups(
     backbone_learning_rate: float = 1e-5,
     weight_decay: float = 1e-4,
     class_head_learning_rate: float | None = None,
+    muon: bool = False,
 ) -> list[dict]:
     """Two groups for `torch.optim.AdamW`: first everything but the backbone, then the backbone, if any of it trains.
     Their key `name` is "others" and "backbone".
 
     With `class_head_learning_rate` the class head, which starts afresh where the classes are new, leaves the first and
-    comes last, as a group of its own, "class_head".
+    follows, as a group of its own, "class_head". With `muon` the weights of the transformer's linear layers leave it
+    too and come last, as "matrices", for `MuonAdamW`, which moves them by orthogonal steps.
 
     Frozen parameters are left out, so freeze and unfreeze before calling this. Weight decay goes to all, norms and
     biases as well, as in the original. A model wrapped for data parallelism is understood too. Raises ValueError where
@@ -34,17 +39,26 @@ def parameter_groups(
         raise ValueError("Every parameter of the model is frozen; unfreeze some (requires_grad_()) before training.")
     rates = {"others": learning_rate, "backbone": backbone_learning_rate}
     if class_head_learning_rate is not None:
-        rates["class head"] = class_head_learning_rate
+        rates["class_head"] = class_head_learning_rate
+    if muon:
+        rates["matrices"] = learning_rate
     members: dict[str, list[nn.Parameter]] = {kind: [] for kind in rates}
     for name, parameter in trained:
-        # "model.backbone.conv_encoder..." of the detector, "backbone...." of DetrModel
-        if "backbone" in name.split("."):
-            kind = "backbone"
-        else:
-            kind = "class head" if "class_labels_classifier" in name.split(".") else "others"
+        kind = _kind_of(name.split("."))
         members[kind if kind in rates else "others"].append(parameter)
     return [
-        {"name": kind.replace(" ", "_"), "params": members[kind], "lr": rate, "weight_decay": weight_decay}
+        {"name": kind, "params": members[kind], "lr": rate, "weight_decay": weight_decay}
+        | ({"orthogonal": True} if kind == "matrices" else {})
         for kind, rate in rates.items()
         if members[kind]
     ]
+
+
+def _kind_of(path: list[str]) -> str:
+    # "model.backbone.conv_encoder..." of the detector, "backbone...." of DetrModel
+    if "backbone" in path:
+        return "backbone"
+    if "class_labels_classifier" in path:
+        return "class_head"
+    is_matrix = path[-1] == "weight" and "layers" in path and path[-2] in _LINEAR_LAYERS
+    return "matrices" if is_matrix else "others"

@@ -15,7 +15,8 @@ class Recipe:
     """Values for what the user leaves open.
 
     Attributes:
-        denoising_queries, query_groups, encoder_auxiliary_loss: as in `DetrConfig`.
+        denoising_queries, query_groups, encoder_auxiliary_loss, iou_aware_classification: as in `DetrConfig`.
+        muon: the transformer's linear layers move by orthogonal steps; see `MuonAdamW`.
         class_head_rate: the class head's learning rate, times the transformer's.
         averages: keep a moving average of the weights, over a share of the steps so far; see `WeightAverage`.
     """
@@ -23,16 +24,25 @@ class Recipe:
     denoising_queries: int = 0
     query_groups: int = 1
     encoder_auxiliary_loss: bool = False
+    iou_aware_classification: bool = False
+    muon: bool = False
     class_head_rate: float = 1.0
     averages: bool = False
 
 
 RECIPES = {
     "paper": Recipe(),
-    "fast": Recipe(encoder_auxiliary_loss=True, class_head_rate=10.0, averages=True),
+    "fast": Recipe(
+        denoising_queries=3,
+        encoder_auxiliary_loss=True,
+        iou_aware_classification=True,
+        muon=True,
+        class_head_rate=10.0,
+        averages=True,
+    ),
 }
 # What a recipe says about the model, and a user may say otherwise.
-MODEL_SETTINGS = ("denoising_queries", "query_groups", "encoder_auxiliary_loss")
+MODEL_SETTINGS = ("denoising_queries", "query_groups", "encoder_auxiliary_loss", "iou_aware_classification")
 
 
 def apply_recipe(model: nn.Module, recipe: str | None, **overrides: Any) -> dict[str, Any]:
@@ -64,6 +74,13 @@ def averages_weights(recipe: str | None, ema_decay: float | None) -> bool:
     if ema_decay is not None:
         return ema_decay > 0
     return recipe is not None and RECIPES[recipe].averages
+
+
+def uses_muon(recipe: str | None, override: bool | None) -> bool:
+    """Whether the transformer's linear layers are for Muon: `override` before what the recipe says."""
+    if override is not None:
+        return override
+    return recipe is not None and RECIPES[recipe].muon
 
 
 def class_head_rate_of(recipe: str | None, learning_rate: float, override: float | None = None) -> float | None:

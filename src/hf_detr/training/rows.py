@@ -54,6 +54,19 @@ def transform_of(dataset: Any) -> DetectionTransform | None:
     return transform if isinstance(transform, DetectionTransform) else None
 
 
+def with_closing(dataset: Any) -> tuple[Any, Any]:
+    """A data set to train on, whose images are mixed with its own rows alone, whatever it was selected from; and the
+    same with the augmentations of the last part of a training, None where that changes nothing."""
+    transform = transform_of(dataset)
+    if transform is None:
+        return dataset, None
+    if transform.mixes:
+        transform = transform.with_rows(dataset.with_format(None))
+        dataset = dataset.with_transform(transform)
+    closing = transform.for_closing()
+    return dataset, closing and dataset.with_transform(closing)
+
+
 def raw_rows(dataset: Any, *columns: str) -> Dataset | None:
     """Those of the columns that there are, untransformed and without images; None for what is not of `datasets`."""
     if not isinstance(dataset, Dataset):

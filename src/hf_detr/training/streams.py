@@ -16,8 +16,8 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, get_worker_info
 from transformers import TrainerCallback
 
+from ..data.random_numbers import seeded
 from ..data.streams import share_of_stream, useful_workers
-from .samplers import seeded
 
 
 class StreamBatches:

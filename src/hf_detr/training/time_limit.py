@@ -127,7 +127,7 @@ class TimeLimit(TrainerCallback, ExportableState):
                 self.step_s = used_s - self._began_at_s
         enough = measured + 1 >= _FEWEST_MEASURED and used_s >= _MEASURED * self.seconds
         if self.steps is None and enough and not is_due:  # else at the end of the evaluation
-            self._decide(args, state, used_s, every)
+            self._decide(args, state, used_s, every, train_dataloader)
         step_s = self.step_s or 0.0
         evaluations_s = self._evaluation_s(args, state) * (2 if is_due else 1) + self._after_s(args, state)
         is_out = used_s + step_s + evaluations_s > self.seconds
@@ -158,9 +158,12 @@ class TimeLimit(TrainerCallback, ExportableState):
         self.evaluation_s = _of_first_process(metrics["eval_runtime"], args)
         if self.steps is None and self.step_s is not None and not control.should_training_stop:
             used_s = _of_first_process(self.used_s, args)
-            self._decide(args, state, used_s, steps_between_evaluations(args, state, train_dataloader))
+            every = steps_between_evaluations(args, state, train_dataloader)
+            self._decide(args, state, used_s, every, train_dataloader)
 
-    def _decide(self, args: TrainingArguments, state: TrainerState, used_s: float, every: int | None) -> None:
+    def _decide(
+        self, args: TrainingArguments, state: TrainerState, used_s: float, every: int | None, loader: DataLoader | None
+    ) -> None:
         step, step_s, evaluation_s = state.global_step, self.step_s, self._evaluation_s(args, state)
         left_s = _PLANNED * (self.seconds - used_s - evaluation_s - self._after_s(args, state))
 
@@ -169,8 +172,12 @@ class TimeLimit(TrainerCallback, ExportableState):
 
         most = min(int(max(left_s, 0.0) / max(step_s, 1e-9)), state.max_steps - step)
         steps = step + max(0, bisect.bisect_right(range(most + 1), left_s, key=cost_s) - 1)
-        # a run that knows its length from the start would have let its rates fall by now
+        # a run that knows its length from the start would have let its rates fall by now, or its augmentation end
         is_late = round(steps * (getattr(args, "lr_drop_at", None) or 1.0)) <= step
+        if getattr(getattr(loader, "dataset", None), "closing", None) is not None:
+            # batches are asked for ahead: one by Accelerate, others by workers
+            ahead = 1 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
+            is_late |= round(steps * args.augment_until) < step + -(-ahead // args.gradient_accumulation_steps)
         if is_late and steps < state.max_steps:
             raise ValueError(
                 f"The time limit of {self.seconds:g} s is too short: after step {step} {used_s:.0f} s are used, a step "

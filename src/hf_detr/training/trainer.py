@@ -22,10 +22,12 @@ from .checkpoint_folders import is_whole, last_checkpoint
 from .ema import WeightAverage
 from .health import QueryCollapse, warn_if_not_finite
 from .losses import IntervalLosses
+from .muon import MuonAdamW
 from .optimizer import parameter_groups
 from .recipes import MODEL_SETTINGS, RECIPES, apply_recipe
 from .rows import check_is_transformed, class_problem, count_rows, transform_of, with_box_policy
 from .streams import StreamBatches, TellEpoch
+from .teacher import Lessons
 from .trainer_batches import BatchesMixin
 from .trainer_checkpoints import CheckpointMixin, read_progress
 from .trainer_evaluation import EvaluationMixin
@@ -54,6 +56,7 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
           `train(resume_from_checkpoint=True)` takes the newest whole checkpoint;
         - streams (`datasets.IterableDataset`), to train on with `max_steps` and to evaluate on if they end: an epoch is
           a pass, processes and workers read disjoint shares, and a resumed run goes on at its row;
+        - a teacher, another trained detector whose detections are learned as well (see `DetrTrainingArguments`);
         - recipes: "paper", and "fast" with training-only parts that leave a plain DETR (see `DetrTrainingArguments`);
         - `data_wait_share`, after `train()`: the share of the time, evaluation not counted, that the model stood still
           because its next batch was not there yet; also in the metrics, as `train_data_wait_share`;
@@ -138,12 +141,17 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
         if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and getattr(self.model, "training_only", None):
             raise ValueError("Training-only parts do not go with FSDP or DeepSpeed; use recipe='paper'.")
         self.model_accepts_loss_kwargs = True  # the losses are shares of the step's already
+        self._lessons = None
+        if args.teacher is not None:
+            self._lessons = Lessons(args.teacher, self.model.config, self.processing_class, args.device)
         if is_stream(train_dataset):
             self.add_callback(TellEpoch(lambda: self._stream))
         if args.averages_weights:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError("ema_decay needs whole weights in each process; set it to 0 with FSDP or DeepSpeed.")
             self.add_callback(UpdateAverage(lambda: self._average))
+        if args.uses_muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("muon=True needs whole matrices in each process; set it to False with FSDP or DeepSpeed.")
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold))
 
@@ -216,7 +224,7 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer of `args.optim`, AdamW by default, with the paper's groups."""
+        """The optimizer of `args.optim`, AdamW by default, with the paper's groups; or `MuonAdamW` (`args.muon`)."""
         if self.optimizer is None:
             model = self.model if model is None else model
             chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
@@ -228,7 +236,10 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
                 raise ValueError(f"optim={self.args.optim!r} makes parameter groups of its own; choose adamw_torch.")
             args = self.args
             rates = (args.learning_rate, args.backbone_learning_rate, args.weight_decay, args.class_head_rate)
-            groups = parameter_groups(model, *rates)
+            groups = parameter_groups(model, *rates, muon=args.uses_muon)
+            if args.uses_muon:
+                optimizer_class = MuonAdamW
+                settings = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
             self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
 
@@ -267,6 +278,9 @@ class DetrTrainer(BatchesMixin, EvaluationMixin, CheckpointMixin, Trainer):
             raise ValueError(f"{resume_from_checkpoint} is no checkpoint, or was not written to its end; take another.")
         if resume_from_checkpoint:
             resume_from_checkpoint = str(resume_from_checkpoint)
+        if getattr(self.processing_class, "class_thresholds", None):
+            warnings.warn("class_thresholds of the processor were chosen for other weights; they are removed.")
+            self.processing_class.class_thresholds = None
         self._progress = read_progress(resume_from_checkpoint, self.args) if resume_from_checkpoint else {}
         self._losses.load_state_dict(self._progress.get("losses"))
         self._stream = None

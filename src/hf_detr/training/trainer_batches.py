@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader
 
 from ..data.streams import is_stream, share_of_stream, useful_workers
 from ..evaluation.batches import CollateWithTargets, SameSizeBatches
-from .rows import check_is_transformed, raw_rows, transform_of
+from .rows import check_is_transformed, raw_rows, transform_of, with_closing
 from .samplers import EpochOrder, ReproducibleSamples
 from .streams import StreamBatches
+from .time_limit import steps_per_epoch
 from .trainer_evaluation import evaluated_sizes_hw
 
 
@@ -39,8 +40,10 @@ class BatchesMixin:
             if transform is not None and transform.tells_final_hw:
                 final_hw = transform.final_hw
         batch_size = self._train_batch_size
-        samples = ReproducibleSamples(self.train_dataset, self._data_seed)
-        order = EpochOrder(samples, strategy == "random", sizes_hw, batch_size * args.world_size, final_hw)
+        dataset, closing = with_closing(self.train_dataset)
+        samples = ReproducibleSamples(dataset, self._data_seed, closing if args.augment_until < 1 else None)
+        images = batch_size * args.world_size
+        order = EpochOrder(samples, strategy == "random", sizes_hw, images, final_hw, args.repeated_augmentation)
         # workers that start anew with each epoch would keep the model waiting for them
         keep = args.dataloader_persistent_workers and args.dataloader_num_workers > 0
         loader = self._loader(
@@ -50,12 +53,24 @@ class BatchesMixin:
             drop_last=args.dataloader_drop_last,
             persistent_workers=keep,
         )
-        return self.accelerator.prepare(loader)
+        loader = self.accelerator.prepare(loader)
+        if samples.closing is not None:
+            steps = steps_per_epoch(args, loader)
+
+            def is_closing(epoch: int, position: int) -> bool:
+                step = epoch * steps + position // images // args.gradient_accumulation_steps
+                # the length of the run as it is now: see `TimeLimit`; 0 outside of a run
+                return 0 < round(self.state.max_steps * args.augment_until) <= step
+
+            order.is_closing = is_closing
+        return loader
 
     def _stream_batches(self) -> StreamBatches:
         args = self.args
         if args.group_by_aspect_ratio:
             raise ValueError("group_by_aspect_ratio needs to know all images; a stream tells them one by one.")
+        if args.repeated_augmentation != 1:
+            raise ValueError("repeated_augmentation needs a Dataset; a stream gives each row once a pass.")
         self._stream = StreamBatches(
             self.train_dataset,
             self._loader,
@@ -141,6 +156,9 @@ class BatchesMixin:
         if any("labels" not in batch for batch in batches):
             raise ValueError("train_dataset: its rows have no labels; keep the column 'objects'.")
         labels = [label for batch in batches for label in batch["labels"]]
+        if self._lessons is not None:
+            with self.accelerator.autocast():
+                batches = [self._lessons(batch) for batch in batches]
         sizes, queries = [len(label["class_labels"]) for label in labels], self.model.config.num_queries
         through = stream is not None and stream.passes > stream.epochs
         counts: Any = [sum(sizes), len(sizes), sum(min(size, queries) for size in sizes), int(through)]

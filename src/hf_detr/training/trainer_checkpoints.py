@@ -12,7 +12,10 @@ from transformers import TrainingArguments
 from ..checkpoints.card_facts import base_of, card_facts
 from ..checkpoints.model_card import model_card
 from ..checkpoints.stock_check import StockCheck
+from ..evaluation import CocoEvaluator
+from ..evaluation.analysis import analyse
 from ..evaluation.tasks import task_of
+from ..visualization.analysis_plots import RUN_FIGURES, save_figure
 from ..wording import counted
 from .checkpoint_folders import TRAINED_WEIGHTS, TRAINING_ONLY
 
@@ -84,8 +87,9 @@ class CheckpointMixin:
         dataset_tags: str | list[str] | None = None,
         **_: Any,
     ) -> None:
-        """Writes README.md into the output folder: recipe, model, and the AP of the last evaluation. `dataset` is what
-        the data is called, `dataset_tags` its name on the Hub."""
+        """Writes README.md into the output folder: recipe, model, and the AP of the last evaluation, with its precision
+        against recall and confusion as PNG files. `dataset` is what the data is called, `dataset_tags` its name on the
+        Hub."""
         if not self.is_world_process_zero():
             return
         args = self.args
@@ -120,6 +124,11 @@ class CheckpointMixin:
             facts["evaluation"] = {"split": "evaluation", "metrics": self.evaluator.compute()}
             if self.state.best_model_checkpoint:
                 facts["evaluation"]["selection_split"] = "evaluation"
+            if isinstance(self.evaluator, CocoEvaluator):  # panoptic segments are not ranked by score
+                analysis = analyse(self.evaluator)
+                facts["figures"] = {
+                    name: save_figure(make(analysis), Path(args.output_dir, name)) for name, make in RUN_FIGURES.items()
+                }
         Path(args.output_dir, "README.md").write_text(model_card(facts), encoding="utf-8")
 
 

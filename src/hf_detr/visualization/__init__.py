@@ -7,6 +7,7 @@ from .detections import class_color as class_color
 from .detections import draw_detections as draw_detections
 from .detections import save_detections_grid as save_detections_grid
 from .explanation import explanation_page as explanation_page
+from .heat import draw_attention as draw_attention
 from .masks import draw_masks as draw_masks
 from .masks import draw_panoptic as draw_panoptic
 from .masks import save_masks_grid as save_masks_grid

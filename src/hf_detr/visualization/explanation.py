@@ -8,24 +8,20 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import torch
-from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
 from hf_detr.boxes import cxcywh_to_xyxy, iou
 from hf_detr.wording import counted, printable
 
-from .attention import Recording, attention_from_point, attention_on_image, deciding_layers, layer_answers
+from .attention import Recording, attention_from_point, deciding_layers, layer_answers
 from .canvas import ImageLike, as_rgb
 from .detections import class_color
+from .heat import OPACITY, heat_image
 from .page import data_address, html_image, html_page
 
 _MOST_DETECTIONS = 50
 _IMAGE_PX, _HEAT_PX = 1280, 128  # long sides; attention is smooth, and the browser enlarges it
-_HEAT = (colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
-_OPACITY = np.linspace(110, 200, 256).round().astype(np.uint8)  # dark where nothing was looked at
 _NO_POINTS = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))  # in place of detections
 
 _STYLE = """
@@ -197,10 +193,7 @@ def _fitted(size_wh: tuple[int, int], longest_px: int) -> tuple[int, int]:
 
 def _heat(attention: Tensor, size_wh: tuple[int, int]) -> str:
     """A translucent image of attention (H, W)."""
-    levels = (attention_on_image(attention, size_wh) * 255).round().to(torch.uint8).numpy()
-    heat = Image.fromarray(levels)
-    heat.putpalette(_HEAT.tobytes())
-    return data_address(heat, "png", transparency=_OPACITY.tobytes(), optimize=True)
+    return data_address(heat_image(attention, size_wh), "png", transparency=OPACITY, optimize=True)
 
 
 def _detection(

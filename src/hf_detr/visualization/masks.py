@@ -91,11 +91,27 @@ def save_masks_grid(
     *,
     cell_px: int = 320,
 ) -> Image.Image:
-    """Draw what was found in several images beside their annotations on one sheet, and write it to `path`; returns it.
+    """As `draw_masks_grid`, and writes the sheet to `path`; folders on the way there are made."""
+    sheet = draw_masks_grid(images, results, targets, id2label, threshold, cell_px=cell_px)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+    return sheet
+
+
+def draw_masks_grid(
+    images: Sequence[ImageLike],
+    results: Sequence[Mapping],
+    targets: Sequence[Mapping],
+    id2label: Mapping[int, str] | None = None,
+    threshold: float = 0.0,
+    *,
+    cell_px: int = 320,
+) -> Image.Image:
+    """What was found in several images beside their annotations on one sheet.
 
     `results`: as for `draw_masks`, or of `post_process_panoptic_segmentation`, which are drawn as maps beside their
     image. `targets`: rows of the data set, or other targets of `CocoEvaluator` or `PanopticEvaluator`. Every image is
-    scaled to fit a square of `cell_px`. Folders on the way to `path` are made.
+    scaled to fit a square of `cell_px`.
     """
     if not images or not len(images) == len(results) == len(targets):
         raise ValueError(f"{len(images)} images, {len(results)} results and {len(targets)} targets; give one an image.")
@@ -116,10 +132,7 @@ def save_masks_grid(
             cells += [_with_instances(rgb, scale, instances, names) for instances in both]
     columns = len(captions) * (2 if len(images) > 3 else 1)
     sheet = draw_sheet(cells, captions * len(images), columns)
-    sheet = _with_legend(sheet, [(_name(names, label), class_color(label)) for label in sorted(seen)])
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
-    return sheet
+    return _with_legend(sheet, [(_name(names, label), class_color(label)) for label in sorted(seen)])
 
 
 def _with_instances(rgb: Image.Image, scale: float, instances: Iterable, names: Mapping[int, str]) -> Image.Image:

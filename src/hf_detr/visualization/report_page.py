@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from ..evaluation.analysis import ERRORS, Analysis
+from .analysis_plots import calibration_figure, confusion_figure, precision_recall_figure, threshold_figure
 from .page import data_address, html_image, html_page, html_table
 
-_POINTS = 200  # of a drawn curve
-_MOST_CLASSES = 30  # in a plot; tables have all
 _STYLE = """
 .plots, .images { display: grid; gap: 1rem; align-items: start; }
 .images { grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
@@ -37,11 +35,14 @@ def write_report(
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         _summary(analysis),
+        "<p>AP and every IoU here are those of masks.</p>" if analysis.iou_type == "segm" else "",
         "<h2>Classes</h2>", _classes(analysis),
-        '<h2>Precision, recall and threshold</h2><div class="plots">', *_curve_plots(analysis), "</div>",
+        '<h2>Precision, recall and threshold</h2><div class="plots">',
+        _plot(precision_recall_figure(analysis)), _plot(threshold_figure(analysis)), "</div>",
         "<h2>Errors</h2>", _errors(analysis),
-        '<h2>Confusion and calibration</h2><div class="plots">', _confusion(analysis), _calibration(analysis), "</div>",
-        '<h2 id="images">Images</h2>', _images(images),
+        '<h2>Confusion and calibration</h2><div class="plots">',
+        _plot(confusion_figure(analysis)), _plot(calibration_figure(analysis)), "</div>",
+        '<h2 id="images">Images</h2>', _images(images, analysis.iou_type),
         _suspects(analysis),
     ]  # fmt: skip
     page = html_page(title, "\n".join(parts), _STYLE)
@@ -90,84 +91,14 @@ def _errors(analysis: Analysis) -> str:
     )
 
 
-def _plot(draw, caption: str, size_in: tuple[float, float] = (5.5, 4.0)) -> str:
-    figure = Figure(figsize=size_in, layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
-    draw(figure.subplots())
+def _plot(made: tuple[Figure, str]) -> str:
+    figure, caption = made
     figure.canvas.draw()
     address = data_address(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB"), "png")
     return f"<figure>{html_image(address, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def _curve_plots(analysis: Analysis) -> list[str]:
-    shown = sorted(analysis.class_names, key=lambda name: -analysis.curves[name].num_targets)[:_MOST_CLASSES]
-    curves = [(name, analysis.curves[name]) for name in shown]
-
-    def lines(axes, x_of, y_of, x_name: str, y_name: str) -> None:
-        for name, curve in [*curves, ("all classes", analysis.overall)]:
-            if not len(curve.scores):
-                continue
-            kept = np.unique(np.linspace(0, len(curve.scores) - 1, _POINTS).astype(int))
-            style = {"color": "black", "linewidth": 2.2} if curve is analysis.overall else {"linewidth": 1}
-            label = name.replace("$", r"\$") if len(curves) <= 10 or curve is analysis.overall else None
-            axes.plot(x_of(curve)[kept], y_of(curve)[kept], label=label, **style)
-        axes.set(xlabel=x_name, ylabel=y_name, xlim=(0, 1), ylim=(0, 1.02))
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.figure.legend(fontsize=7, loc="outside right upper")
-
-    def of(name: str):
-        return lambda curve: getattr(curve, name)
-
-    more = "" if len(curves) == len(analysis.class_names) else f" The {_MOST_CLASSES} classes with most objects."
-    return [
-        _plot(lambda axes: lines(axes, of("recall"), of("precision"), "recall", "precision"),
-              f"Precision against recall, IoU 0.5.{more}"),
-        _plot(lambda axes: lines(axes, of("scores"), of("f1"), "score threshold", "F1"),
-              f"F1 against the threshold.{more}"),
-    ]  # fmt: skip
-
-
-def _confusion(analysis: Analysis) -> str:
-    counts, names = analysis.confusion, [*analysis.class_names, "background"]
-    if len(names) > _MOST_CLASSES + 1:
-        keep = [*np.argsort(-counts[:-1].sum(axis=1), kind="stable")[:_MOST_CLASSES], len(names) - 1]
-        counts, names = counts[np.ix_(keep, keep)], [names[k] for k in keep]
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(4.0, 0.32 * len(names) + 1.8)
-
-    def draw(axes) -> None:
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        labels = [(name if len(name) <= 18 else name[:17] + "\u2026").replace("$", r"\$") for name in names]
-        axes.set_xticks(range(len(names)), labels, rotation=90, fontsize=8)
-        axes.set_yticks(range(len(names)), labels, fontsize=8)
-        axes.set(xlabel="found", ylabel="in the data")
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            ink = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=ink)
-
-    threshold = analysis.overall.threshold or 0.0
-    caption = f"Objects of each class (rows) and what was found there, scores above {threshold:.2f}, IoU 0.5."
-    return _plot(draw, caption, (side + 0.6, side))
-
-
-def _calibration(analysis: Analysis) -> str:
-    def draw(axes) -> None:
-        axes.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
-        if analysis.calibration:
-            score, right, count = (np.array(column) for column in zip(*analysis.calibration, strict=True))
-            axes.scatter(score, right, s=20 + 180 * count / count.max(), color="#1f6fb2", alpha=0.8)
-        axes.set(xlabel="mean score", ylabel="share that is right", xlim=(-0.02, 1.02), ylim=(-0.05, 1.05))
-        axes.grid(alpha=0.3)
-
-    caption = (
-        f"Calibration: on the line a score is the chance to be right; larger dots are more detections. Mean gap "
-        f"{analysis.calibration_error:.3f}."
-    )
-    return _plot(draw, caption)
-
-
-def _images(images: Sequence[tuple[str, Image.Image]]) -> str:
+def _images(images: Sequence[tuple[str, Image.Image]], iou_type: str) -> str:
     if not images:
         return "<p>No image with a wrong or a missed object.</p>"
     cells = []
@@ -178,7 +109,10 @@ def _images(images: Sequence[tuple[str, Image.Image]]) -> str:
             f'<a class="close" href="#images" aria-label="close"></a><figcaption>{html.escape(caption)}</figcaption>'
             "</figure>"
         )
-    words = "Most errors first: detections in orange, annotations dashed in blue. A click enlarges, a click closes."
+    words = "detections in orange, annotations dashed in blue"
+    if iou_type == "segm":
+        words = "annotations, and beside them what was found"
+    words = f"Most errors first: {words}. A click enlarges, a click closes."
     return f'<p>{words}</p><div class="images">{"".join(cells)}</div>'
 
 
