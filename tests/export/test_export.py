@@ -1,59 +1,38 @@
 """Exported detectors: they answer as the model on shapes they were not traced with, and run without torch."""
 
 import shutil
-import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("transformers.exporters", reason="this transformers has no exporters")
 
-from hf_detr import DetrForObjectDetection, DetrImageProcessor, tiny_checkpoint
+from hf_detr import DetrImageProcessor, tiny_checkpoint
 from hf_detr.cli.main import main
-from hf_detr.data.synthetic.digits import digit_scenes
-from hf_detr.export import FORMATS, export_model, exporting
+from hf_detr.export import FORMATS, PRECISIONS, ExportedDetector, export_model, exporting
 from hf_detr.export.parity import trial_inputs, worst_difference
 from tests.small_models import small_model
 
-WITHOUT_TORCH = (
-    "import runpy, sys\n"
-    # none of these can be imported
-    "sys.modules.update(dict.fromkeys(('torch', 'torchvision', 'transformers', 'timm', 'hf_detr')))\n"
-    "script = sys.argv.pop(1)\n"
-    "sys.argv[0] = script\n"
-    "runpy.run_path(script, run_name='__main__')\n"
-)
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    model = DetrForObjectDetection.from_pretrained(tiny_checkpoint()).eval()
-    return model, DetrImageProcessor.from_pretrained(tiny_checkpoint())
-
-
-@pytest.fixture(scope="module")
-def photograph(tmp_path_factory):
-    """An image that no processor leaves at its size."""
-    image = digit_scenes(1, 96, seed=5, split="test")[0]["image"].resize((150, 120))
-    path = tmp_path_factory.mktemp("images") / "scene.png"
-    image.save(path)
-    return image, path
+from .conftest import inference
 
 
 @pytest.fixture(scope="module", params=["onnx", "openvino"])
-def exported(request, tmp_path_factory):
+def exported(request, exporter, tmp_path_factory):
     """The small checkpoint as `hf-detr export` writes it."""
     folder = tmp_path_factory.mktemp(request.param) / "out"
-    assert main(["export", str(tiny_checkpoint()), "--format", request.param, "-o", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "Exporter", lambda *_, **__: exporter)  # traced once for all tests
+        assert main(["export", str(tiny_checkpoint()), "--format", request.param, "-o", str(folder)]) == 0
     return folder
 
 
 def test_the_folder_detects_without_torch_what_the_model_detects(tiny, photograph, exported):
     model, processor = tiny
     image, path = photograph
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(exported / "inference.py"), str(path), "0.5"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = inference(exported, path, 0.5)
     assert done.returncode == 0, done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     with torch.no_grad():
@@ -69,6 +48,29 @@ def test_the_folder_detects_without_torch_what_the_model_detects(tiny, photograp
     assert "three inputs it was not traced with" in (exported / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "python inference.py IMAGE [THRESHOLD]"),
+        (["nowhere.png"], "nowhere.png: no image that can be read"),
+        ([__file__], "test_export.py: no image that can be read"),
+        (["{deep}"], "grey with more than 8 bits a pixel; save it with 8"),
+        (["{image}", "high"], "THRESHOLD high: expected a number from 0 to 1"),
+        (["{image}", "7"], "python inference.py IMAGE [THRESHOLD]"),
+    ],
+)
+def test_the_script_ends_what_it_cannot_use_with_one_line(exported, photograph, tmp_path, words, message):
+    if exported.parent.name.startswith("openvino"):
+        return  # the same lines
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.full((20, 30), 40_000, np.uint16)).save(deep)
+    done = inference(exported, *(word.format(image=photograph[1], deep=deep) for word in words))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
 def test_the_folder_keeps_what_is_above_the_saved_thresholds(tiny, photograph, exported, tmp_path):
     model, processor = tiny
     image, path = photograph
@@ -80,29 +82,21 @@ def test_the_folder_keeps_what_is_above_the_saved_thresholds(tiny, photograph, e
     settings = DetrImageProcessor.from_pretrained(folder)
     settings.class_thresholds = {first: 1.0}
     settings.save_pretrained(folder)
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(folder / "inference.py"), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = inference(folder, path)
     assert done.returncode == 0, done.stderr
     names = [line.split("\t")[0] for line in done.stdout.splitlines()]
     expected = [model.config.id2label[label] for label in found["labels"].tolist() if label != first]
     assert sorted(names) == sorted(expected)
 
 
-def test_the_graph_can_give_scores_labels_and_boxes_in_pixels(tiny, tmp_path):
-    import onnxruntime
-
-    model, processor = tiny
-    export_model(model, processor, tmp_path / "out", "onnx", post_process=True)
-    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
-    pixels = torch.randn(3, 3, 120, 88)
-    sizes = [(240, 176), (60, 44), (120, 88)]
-    inputs = {
-        "pixel_values": pixels.numpy(),
-        "pixel_mask": torch.ones(3, 120, 88, dtype=torch.int64).numpy(),
-        "target_sizes": torch.tensor(sizes, dtype=torch.float32).numpy(),
-    }
-    names = [output.name for output in session.get_outputs()]
-    found = {name: torch.from_numpy(value) for name, value in zip(names, session.run(None, inputs), strict=True)}
+def test_the_graph_can_give_scores_labels_and_boxes_in_pixels(photograph, tmp_path):
+    model, folder = small_model(encoder_layers=1, decoder_layers=1), tmp_path / "out"
+    processor = DetrImageProcessor(size={"height": 64, "width": 80})
+    export_model(model, processor, folder, "onnx", post_process=True)
+    pixels, sizes = torch.randn(3, 3, 120, 88), [(240, 176), (60, 44), (120, 88)]
+    mask, target_sizes = torch.ones(3, 120, 88, dtype=torch.int64), torch.tensor(sizes, dtype=torch.float32)
+    exported = ExportedDetector(folder)
+    found = exported.run(pixel_values=pixels, pixel_mask=mask, target_sizes=target_sizes)
     with torch.no_grad():
         outputs = model(pixels)
     expected = processor.post_process_object_detection(outputs, threshold=None, target_sizes=sizes)
@@ -111,48 +105,42 @@ def test_the_graph_can_give_scores_labels_and_boxes_in_pixels(tiny, tmp_path):
         torch.testing.assert_close(found[name], wanted, rtol=1e-3, atol=1e-3)
     assert torch.equal(found["labels"], torch.stack([result["labels"] for result in expected]))
 
-
-def runner(folder):
-    """What runs the graph of a folder: arrays in, arrays out, logits and boxes."""
-    if (folder / "model.onnx").exists():
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-        return lambda inputs: session.run(["logits", "pred_boxes"], inputs)
-    import openvino
-
-    model = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda inputs: [model(inputs)[name] for name in ("logits", "pred_boxes")]
+    pixels[0, 0, 0, 0] = torch.nan
+    scores = exported.run(pixel_values=pixels, pixel_mask=mask, target_sizes=target_sizes)["scores"]
+    assert scores[0].isnan().all()
+    assert scores[1:].isfinite().all()
+    done = inference(folder, photograph[1], 0)  # the script takes these outputs too
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, model.config.num_queries), done.stderr
 
 
 def test_the_graph_answers_as_the_model_padded_or_not_and_nan_stays_nan(tiny, exported):
-    model, run = tiny[0], runner(exported)
+    model, graph = tiny[0], ExportedDetector(exported)
     for _, inputs in trial_inputs(3, (96, 128), post_process=False, seed=7):
         with torch.no_grad():
             expected = model(**inputs)
-        logits, boxes = run({name: value.numpy() for name, value in inputs.items()})
-        torch.testing.assert_close(torch.tensor(logits), expected.logits, rtol=0, atol=1e-3)
-        torch.testing.assert_close(torch.tensor(boxes), expected.pred_boxes, rtol=0, atol=1e-3)
+        found = graph(**inputs)
+        torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-3)
+        torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, rtol=0, atol=1e-3)
     inputs["pixel_values"][0, 0, 0, 0] = torch.nan
-    logits, _ = run({name: value.numpy() for name, value in inputs.items()})
-    assert torch.tensor(logits[0]).isnan().all()  # law 12: NaN never becomes a detection
+    assert graph(**inputs).logits[0].isnan().all()  # law 12: NaN never becomes a detection
 
 
-def test_a_graph_that_answers_otherwise_is_refused_and_nothing_is_written(tiny, tmp_path, monkeypatch):
-    def write(graph, format, sides_px, folder):
-        folder.mkdir()
-        (folder / "model.onnx").write_bytes(b"wrong")
+def test_a_graph_that_answers_otherwise_is_refused_and_nothing_is_written(exporter, tmp_path, monkeypatch):
+    class Moved(ExportedDetector):
+        def __init__(self, folder):
+            super().__init__(folder)
+            run = self.run
+            self.run = lambda **inputs: {**(outputs := run(**inputs)), "pred_boxes": outputs["pred_boxes"] + 0.01}
 
-        def run(**inputs):
-            outputs = graph(**inputs)
-            return {**outputs, "pred_boxes": outputs["pred_boxes"] + 0.01}
-
-        return run
-
-    monkeypatch.setattr(exporting, "_write", write)
+    monkeypatch.setattr(exporting, "ExportedDetector", Moved)
     with pytest.raises(ValueError, match=r"pred_boxes differ by 0.01 .* more than 0.001; nothing was written"):
-        export_model(*tiny, tmp_path / "out", "onnx")
+        exporter.write(tmp_path / "out", "onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_graph_tells_nothing_of_the_machine_that_wrote_it(exported):
+    for file in exported.glob("model.*"):
+        assert b"hf_detr/" not in file.read_bytes()
 
 
 def test_a_folder_that_is_not_empty_is_kept(tiny, tmp_path):
@@ -166,8 +154,8 @@ def test_a_folder_that_is_not_empty_is_kept(tiny, tmp_path):
 @pytest.mark.slow
 def test_torch_export_is_written_for_models_whose_graph_it_can_hold(tiny, tmp_path):
     model = small_model(backbone="resnet18")
-    difference = export_model(model, DetrImageProcessor(size={"height": 64, "width": 64}), tmp_path / "out", "torch")
-    assert difference.value < 1e-4
+    written = export_model(model, DetrImageProcessor(size={"height": 64, "width": 64}), tmp_path / "out", "torch")
+    assert written.difference.value < 1e-4
     program = torch.export.load(tmp_path / "out" / "model.pt2")
     pixels = torch.randn(1, 3, 100, 70)
     outputs = program.module()(pixel_values=pixels, pixel_mask=torch.ones(1, 100, 70, dtype=torch.int64))
@@ -214,5 +202,4 @@ def test_the_command_offers_what_the_room_has(capsys):
     with pytest.raises(SystemExit):
         main(["export", "--help"])
     text = capsys.readouterr().out
-    assert all(format in text for format in FORMATS)
-    assert exporting.FORMATS.keys() == FORMATS.keys()
+    assert all(word in text for word in (*FORMATS, *PRECISIONS))

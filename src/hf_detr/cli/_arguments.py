@@ -84,17 +84,23 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text} is not a number.") from None
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> Any:
-    """The data set and how to read it; returns the group, for what a command adds."""
-    parser.add_argument(
-        "data",
-        metavar="DATA",
-        nargs=None if required else "?",
-        help="a folder or file (COCO, VOC, YOLO, save_to_disk, Parquet), or a name on the Hub",
-    )
+_DATA = "a folder or file (COCO, VOC, YOLO, save_to_disk, Parquet), or a name on the Hub"
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True, as_option: bool = False) -> Any:
+    """The data set and how to read it; returns the group, for what a command adds. `as_option` is for commands whose
+    `--format` is another: `--data` and `--data-format`."""
     group = parser.add_argument_group("reading the data")
+    if as_option:
+        group.add_argument("--data", metavar="DATA", help=_DATA)
+    else:
+        parser.add_argument("data", metavar="DATA", nargs=None if required else "?", help=_DATA)
     group.add_argument(
-        "--format", default="auto", metavar="NAME", help="coco, voc, yolo, saved, hub, or auto (default): find out"
+        "--data-format" if as_option else "--format",
+        dest="format",
+        default="auto",
+        metavar="NAME",
+        help="coco, voc, yolo, saved, hub, or auto (default): find out",
     )
     group.add_argument("--image-dir", type=Path, metavar="DIR", help="where the images of a COCO file are")
     group.add_argument(

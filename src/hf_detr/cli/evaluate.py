@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     task = args.task or task_of(model, dataset)
     _check_task(args, task, model, dataset)
     if task == "panoptic":
-        _know_stuff(processor, model, dataset, class_of_label)
+        know_stuff(processor, model, dataset, class_of_label)
     evaluator = evaluator_of(task, names, args.max_dets)
     measure(args, model, processor, dataset, evaluator, class_of_label, f"evaluate {split}")
     kind = "" if task == "detection" else f", {IN_WORDS[task]}"
@@ -186,7 +186,7 @@ def _check_task(args: argparse.Namespace, task: str, model: Any, dataset: Any) -
         )
 
 
-def _know_stuff(processor: Any, model: Any, dataset: Any, class_of_label: Mapping[int, int]) -> None:
+def know_stuff(processor: Any, model: Any, dataset: Any, class_of_label: Mapping[int, int]) -> None:
     """Tells the processor which of the model's classes are stuff, where neither it nor the model knows."""
     from hf_detr.data.schema import stuff_ids
 

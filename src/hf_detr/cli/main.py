@@ -27,6 +27,7 @@ _COMMANDS = {
     "serve": "show a detector on a web page, and answer programs over HTTP",
     "demo": "train a small DETR on generated scenes: a check that everything works",
     "export": "write a detector as ONNX, OpenVINO, ExecuTorch or torch.export, checked against the model",
+    "benchmark": "measure AP, time and memory of a model in every format that runs here",
     "convert": "turn a checkpoint of the original DETR into one that from_pretrained reads",
 }
 

@@ -102,7 +102,7 @@ def evaluate_model(
             {**batch, "targets": [rows[index] for index in indices]}
             for indices, batch in zip(share, loaded, strict=True)
         )
-    device = next(model.parameters()).device
+    device = next(model.parameters(), torch.empty(0)).device  # an exported model has none
 
     def batches() -> Iterator[dict]:
         for batch in loaded:

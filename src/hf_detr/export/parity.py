@@ -53,8 +53,8 @@ def worst_difference(
 ) -> Difference:
     """The largest difference between the outputs of two callables over the inputs; NaN on one side alone is infinite.
 
-    Boxes in pixels count as shares of their image; labels of queries whose two best classes tie are left out, since
-    either is right.
+    Boxes in pixels count as shares of their image, and masks as probabilities; labels of queries whose two best classes
+    tie are left out, since either is right.
     """
     worst = Difference("", -1.0, "")
     for name, batch in inputs:
@@ -70,6 +70,8 @@ def worst_difference(
                 if output == "boxes":
                     scale = batch["target_sizes"].double().flip(-1).repeat(1, 2)[:, None]
                     reference, value = reference / scale, value / scale
+                elif output == "pred_masks":
+                    reference, value = reference.sigmoid(), value.sigmoid()
                 same = (reference.isnan() & value.isnan()) | (reference == value)
                 gaps = torch.where(same, 0.0, (reference - value).abs()).nan_to_num(nan=float("inf"))
                 difference = float(gaps.max()) if gaps.numel() else 0.0
