@@ -23,6 +23,7 @@ DEFAULTS = {
     "query_groups": 1,
     "encoder_auxiliary_loss": False,
     "iou_aware_classification": False,
+    "freeze_backbone_until": None,  # as the start has it
     "local_start": 0.0,  # the gain; see `variants`
     "averages": False,  # the moving average of recipe="fast"
     "class_head_rate": 1.0,  # times the transformer's learning rate
@@ -103,6 +104,7 @@ CONTESTANTS: dict[str, dict] = {
     "fast-head-rate-3": {**FAST, "class_head_rate": 3.0},
     "fast-progressive": {**FAST, "small_share": 0.6},
     "fast-progressive-batch-half": {**FAST, "small_share": 0.6, "batch": 0.5},
+    "fast-frozen-backbone": {**FAST, "freeze_backbone_until": "all"},
     "fast-augment-paper": {**FAST, "augment": "paper"},
     "fast-augment-strong": {**FAST, "augment": "strong"},
     "fast-batch-half": {**FAST, "batch": 0.5},
@@ -144,7 +146,10 @@ def make_model(start: Path, settings: dict) -> nn.Module:
             if settings["restored"]:
                 _put_activations_back(model)
             return model.train()
-        model = hf_detr.DetrForObjectDetection.from_pretrained(start, **{f: settings[f] for f in FIELDS}).train()
+        fields = {field: settings[field] for field in FIELDS}
+        if settings["freeze_backbone_until"] is not None:
+            fields["freeze_backbone_until"] = settings["freeze_backbone_until"]
+        model = hf_detr.DetrForObjectDetection.from_pretrained(start, **fields).train()
         if (model.training_only is None) == any(settings[f] != DEFAULTS[f] for f in FIELDS[-3:]):
             raise RuntimeError(f"{settings} and {model.training_only} do not agree.")
         if settings["local_start"]:
