@@ -20,9 +20,9 @@ from hf_detr.checkpoints.card_facts import card_facts
 from hf_detr.checkpoints.model_card import model_card
 from hf_detr.data.schema import id2label
 from hf_detr.data.synthetic.digits import digit_scenes
-from hf_detr.training import evaluate_model, parameter_groups
+from hf_detr.training import MuonAdamW, evaluate_model, parameter_groups
 from hf_detr.training.ema import WeightAverage
-from hf_detr.training.recipes import apply_recipe, class_head_rate_of
+from hf_detr.training.recipes import apply_recipe, class_head_rate_of, uses_muon
 from hf_detr.wording import counted
 
 IMAGE_SIZE = 96
@@ -80,8 +80,9 @@ def main() -> None:
     apply_recipe(model, "fast")
     average = WeightAverage(model, decay=0.998)
     rate = args.learning_rate
-    groups = parameter_groups(model, rate, rate, class_head_learning_rate=class_head_rate_of("fast", rate))
-    optimizer = torch.optim.AdamW(groups, fused=True)
+    class_head_rate, muon = class_head_rate_of("fast", rate), uses_muon("fast", None)
+    groups = parameter_groups(model, rate, rate, class_head_learning_rate=class_head_rate, muon=muon)
+    optimizer = MuonAdamW(groups)
     rates = [group["lr"] for group in groups]
 
     start, step, order, seen = time.monotonic(), 0, torch.empty(0, dtype=torch.int64), 0.0
@@ -114,7 +115,7 @@ def main() -> None:
         "minutes": f"{args.minutes:g} minutes on {args.device}, {counted(torch.get_num_threads(), 'thread')}",
         "steps": f"{step:,}, {step / (time.monotonic() - start):.1f} a second",
         "images a step": args.batch_size,
-        "optimizer": f"AdamW {args.learning_rate:g}, cosine to 0, gradients clipped at 1",
+        "optimizer": f"AdamW and Muon, {args.learning_rate:g}, cosine to 0, gradients clipped at 1",
         "precision": "bf16" if args.bf16 else "fp32",
         "recipe": "fast, averaged with decay 0.998",
     }
@@ -125,7 +126,7 @@ def write(model, processor, folder: Path, recipe: dict, test: Dataset, num_train
     """Evaluates the model, and writes it with its processor and a card that says how it was trained and how it does."""
     evaluator = evaluate_model(model, processor, test, batch_size=64)
     print(evaluator.table())
-    model.set_training_only(encoder_auxiliary_loss=False)
+    apply_recipe(model, "paper")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     facts = card_facts(

@@ -3,7 +3,7 @@
 Each is a callable on a row of the schema that gives a row, as `DetectionTransform` takes them, alone or in a list.
 Those that use other images (`mixes`) are called with a function that gives another row of the data set each time, which
 `transform_dataset` sees to. Random numbers follow from one number of torch's global generator a call. How boxes, areas
-and masks are kept right is told in `labelled_image`.
+and masks are kept right: see `labelled_image`.
 """
 
 from collections.abc import Callable, Mapping
