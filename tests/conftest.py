@@ -1,5 +1,6 @@
 """Settings and small things that every test may use."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -20,6 +21,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not there")
     return SHARED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collects_new_objects_alone() -> None:
+    """Every training collects garbage several times, which in a process with all libraries loaded takes long."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
