@@ -121,7 +121,7 @@ def make_model(args: argparse.Namespace, names: dict[int, str]) -> tuple[DetrFor
     model_class = DetrForSegmentation if args.masks else DetrForObjectDetection
     size = {"size": args.shortest_edge, "max_size": args.shortest_edge * 1333 // 800} if args.shortest_edge else {}
     if args.checkpoint:
-        processor = DetrImageProcessor.from_pretrained(args.checkpoint, **size)
+        processor = DetrImageProcessor.from_pretrained(args.checkpoint, class_thresholds={}, **size)  # of other weights
         # the class head keeps "no object" and the classes whose names match; others start afresh. Published files turn
         # auxiliary losses off, which change nothing but training
         model = model_class.from_pretrained(args.checkpoint, auxiliary_loss=True, **classes)

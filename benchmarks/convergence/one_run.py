@@ -56,7 +56,7 @@ def train(
     lessons = None
     if settings["teacher"]:
         lessons = Lessons(str(teacher), model.config, case.processor, device, settings["teacher"])
-    told: dict[tuple[int, bool], dict] = {}  # what it said of an image, mirrored or not
+    answered: dict[tuple[int, bool], dict] = {}  # what it said of an image, mirrored or not
     average = WeightAverage(model, decay=None) if settings["averages"] else None
     transforms = None if settings["augment"] == "none" else augmentations(case, settings["augment"])
     orders, flips = random.Random(seed), random.Random(seed + 1)
@@ -85,7 +85,7 @@ def train(
             batch, flipped = _batch(case, chosen, flips, device)
             if lessons:
                 with torch.autocast(device, torch.bfloat16, enabled=mixed_precision):
-                    teach(lessons, told, list(zip(chosen, flipped, strict=True)), batch)
+                    teach(lessons, answered, list(zip(chosen, flipped, strict=True)), batch)
         else:
             with seeded(seed, step):
                 batch = augmented_batch(case, transforms[clock >= CLOSING * budget], chosen, device)
@@ -111,14 +111,14 @@ def train(
             "curve": curve}  # fmt: skip
 
 
-def teach(lessons: Lessons, told: dict, keys: list[tuple[int, bool]], batch: dict) -> None:
+def teach(lessons: Lessons, answered: dict, keys: list[tuple[int, bool]], batch: dict) -> None:
     """Adds to the labels what the teacher says, which is asked once of an image as it stands, once of it mirrored."""
-    new = [index for index, key in enumerate(keys) if key not in told]
+    new = [index for index, key in enumerate(keys) if key not in answered]
     if new:
         answers = lessons({"pixel_values": batch["pixel_values"][new], "labels": [{} for _ in new]})["labels"]
-        told.update(zip((keys[index] for index in new), answers, strict=True))
+        answered.update(zip((keys[index] for index in new), answers, strict=True))
     for key, label in zip(keys, batch["labels"], strict=True):
-        label |= told[key]
+        label |= answered[key]
 
 
 def rate_at(done: float, schedule: str) -> float:

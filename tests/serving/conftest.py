@@ -36,6 +36,15 @@ def scenes() -> list[Image.Image]:
     return [row["image"] for row in rows]
 
 
+@pytest.fixture
+def files(tmp_path, scenes) -> list[str]:
+    """Three of them, as files."""
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, scene in zip(paths, scenes, strict=False):
+        scene.save(path)
+    return [str(path) for path in paths]
+
+
 @contextmanager
 def open_detector(model=None, **limits) -> Iterator[Detector]:
     """The tiny checkpoint, or another model."""

@@ -44,14 +44,6 @@ def server():
         yield process, address
 
 
-@pytest.fixture
-def files(tmp_path, scenes) -> list[str]:
-    paths = [tmp_path / f"{number}.png" for number in range(3)]
-    for path, scene in zip(paths, scenes, strict=False):
-        scene.save(path)
-    return [str(path) for path in paths]
-
-
 def rows_of(page) -> list[list[str]]:
     return [row.locator("td").all_inner_texts() for row in page.locator("#table tbody tr").all()]
 

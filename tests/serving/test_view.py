@@ -16,14 +16,6 @@ from ..small_models import small_segmenter
 from .conftest import encoded, open_detector
 
 
-@pytest.fixture
-def files(tmp_path, scenes) -> list[str]:
-    paths = [tmp_path / f"{number}.png" for number in range(3)]
-    for path, scene in zip(paths, scenes, strict=False):
-        scene.save(path)
-    return [str(path) for path in paths]
-
-
 def path_of(component) -> Path:
     """The file that a component of the page shows or gives."""
     return Path(component.value["path"])

@@ -55,13 +55,13 @@ def rt_detr(tmp_path_factory) -> Path:
     return folder
 
 
-def pictures(*sizes_hw: tuple[int, int]) -> list[np.ndarray]:
+def arrays(*sizes_hw: tuple[int, int]) -> list[np.ndarray]:
     return [np.random.default_rng(7).integers(0, 256, (*size_hw, 3), dtype=np.uint8) for size_hw in sizes_hw]
 
 
 @pytest.mark.parametrize("pairing", ["by query", "matched"])
 def test_a_teacher_sees_in_a_students_batch_what_it_sees_in_the_images(detr, pairing):
-    images = pictures((64, 64), (64, 90))
+    images = arrays((64, 64), (64, 90))
     normalised = {"image_mean": [0.4, 0.5, 0.6], "image_std": 0.3, "do_resize": False, "do_pad": False}
     processor = DetrImageProcessor(**normalised)
     items = [
@@ -91,7 +91,7 @@ def test_a_teacher_sees_in_a_students_batch_what_it_sees_in_the_images(detr, pai
 def test_classes_are_found_by_name_and_what_is_no_class_of_the_student_is_no_object(rt_detr):
     teacher = Teacher(str(rt_detr), NAMES)
     assert teacher.taught == [NAMES[1], NAMES[3]]
-    [image] = pictures((64, 64))
+    [image] = arrays((64, 64))
     seen = teacher.look([image], ["one"])
     logits = (
         RTDetrForObjectDetection.from_pretrained(rt_detr)
@@ -176,7 +176,7 @@ def images_dir(tmp_path) -> Path:
     """Three images of different sizes, and a file that is none."""
     folder = tmp_path / "images"
     folder.mkdir()
-    for number, image in enumerate(pictures((64, 64), (50, 80), (90, 40))):
+    for number, image in enumerate(arrays((64, 64), (50, 80), (90, 40))):
         Image.fromarray(image).save(folder / f"{number}.png")
     (folder / "damaged.jpg").write_bytes(b"\xff\xd8\xff")
     return folder

@@ -82,7 +82,7 @@ if hasattr(os, "register_at_fork"):
 def only_writer(folder: Path) -> Iterator[None]:
     """Holds the folder for this run, however it ends. Raises ValueError where another process does.
 
-    Where there are several processes of one run the first holds it; where the system cannot lock, nobody does.
+    Where there are several processes of one run the first holds it; where the system cannot lock, none does.
     """
     if fcntl is None or int(os.environ.get("RANK", "0")):
         yield

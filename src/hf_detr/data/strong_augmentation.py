@@ -6,6 +6,7 @@ Those that use other images (`mixes`) are called with a function that gives anot
 and masks are kept right: see `labelled_image`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import ceil, sqrt
@@ -22,7 +23,7 @@ from .random_numbers import between, between_floats, one_of, random_share, seede
 Others = Callable[[], LabelledImage]
 
 
-class ImageAugmentation:
+class ImageAugmentation(ABC):
     """What they have in common; a kind of its own defines `apply`.
 
     Attributes:
@@ -67,9 +68,9 @@ class ImageAugmentation:
         _number()
         return self._size_hw(size_hw)
 
+    @abstractmethod
     def apply(self, image: LabelledImage, others: Others, size_hw: Size) -> LabelledImage:
         """The augmented image, of `size_hw`; `others` gives another each time."""
-        raise NotImplementedError
 
     def _size_hw(self, size_hw: Size) -> Size:
         return size_hw

@@ -1,7 +1,7 @@
 """Other precisions of an ONNX graph: weights of 16 bits, and int8 by ONNX Runtime's quantiser.
 
-OpenVINO reads the same graphs. Its own quantiser, nncf, is left alone: it reports its use to a server unless told not
-to, and kept no more AP of the small checkpoint of this package (0.732 of 0.742; quantised here, 0.734).
+OpenVINO reads the same graphs. Its own quantiser, nncf, is left alone: it reports its use to a server unless set not
+to.
 """
 
 from collections.abc import Iterable, Mapping

@@ -25,7 +25,7 @@ def open_graph(folder: str | Path, threads: int | None = None) -> Run:
         raise FileNotFoundError(f"{folder}: no model.onnx or model.xml; name a folder that hf-detr export wrote.")
     import openvino
 
-    # it leaves float32 for bfloat16 where the processor has it, unless it is told
+    # it leaves float32 for bfloat16 where the processor has it, unless it is set otherwise
     settings = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
     compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", settings)
     outputs = {output.get_any_name(): output for output in compiled.outputs}

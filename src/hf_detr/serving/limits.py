@@ -13,7 +13,7 @@ class Limits:
         image_bytes: of one file.
         image_px: width times height of one image, read from its header before anything is decoded.
         images: in one request, or on the page at a time.
-        queue: images that wait or are worked on; whoever comes when it is full is told to come back.
+        queue: images that wait or are worked on; a request that comes when it is full is refused.
         batch: images that the model sees at once. Twice as many are decoded and in memory at any time.
     """
 
@@ -30,7 +30,7 @@ class Limits:
 
 
 class Refused(Exception):
-    """What a user is told instead of a result: a sentence, and the HTTP status that fits."""
+    """What a user gets instead of a result: a sentence, and the HTTP status that fits."""
 
     def __init__(self, sentence: str, status: int):
         super().__init__(sentence)

@@ -1,4 +1,4 @@
-"""The page and the endpoint as one application, and the process that answers until it is told to stop."""
+"""The page and the endpoint as one application, and the process that answers until it is stopped."""
 
 import signal
 import socket
@@ -13,7 +13,7 @@ from .api import create_api
 from .detector import Detector, Thresholds
 from .page import CSS, THEME, create_page
 
-_PATIENCE_S = 30  # for answers under way when the server is told to stop
+_PATIENCE_S = 30  # for answers under way when the server is stopped
 
 
 def create_app(detector: Detector, threshold: float | None = None) -> FastAPI:
