@@ -122,6 +122,8 @@ CONTESTANTS: dict[str, dict] = {
     # several queries for an object
     "fast-dac": {**FAST, "one_to_many": "dac"},
     "fast-ms": {**FAST, "one_to_many": "ms"},
+    "fast-dac-low": {**FAST, "one_to_many": "dac", "many_threshold": 0.2, "many_k": 3},
+    "fast-ms-low": {**FAST, "one_to_many": "ms", "many_threshold": 0.2, "many_k": 3},
     "fast-hybrid": {**FAST, "one_to_many": "hybrid", "many_k": 2, "many_share": 0.3},
     "paper-batch-half": {"batch": 0.5, "rate": 0.5},
     # the first round
