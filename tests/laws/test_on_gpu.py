@@ -5,12 +5,14 @@ import torch
 from benchmarks.host_visits import counting_device
 
 from hf_detr import (
+    DetectionTransform,
     DetrForObjectDetection,
     DetrImageProcessor,
     DetrTrainer,
     DetrTrainingArguments,
     shape_scenes,
     tiny_checkpoint,
+    transform_dataset,
 )
 from tests.small_models import MODELS, images, predictions, small_model, targets
 
@@ -100,7 +102,9 @@ def test_the_trainer_learns_on_a_gpu(tmp_path, precision):
         output_dir=str(tmp_path), recipe="fast", max_steps=60, per_device_train_batch_size=16, learning_rate=1e-3,
         report_to=[], save_strategy="no", bf16=precision == "bf16", fp16=precision == "fp16", logging_steps=10,
     )  # fmt: skip
-    trainer = DetrTrainer(model, arguments, train_dataset=data, eval_dataset=data, processing_class=processor)
+    train = transform_dataset(data, DetectionTransform(processor, augment="none"))
+    test = transform_dataset(data, DetectionTransform(processor))
+    trainer = DetrTrainer(model, arguments, train_dataset=train, eval_dataset=test, processing_class=processor)
     before = trainer.evaluate()["eval_map"]
     trainer.train()
     assert next(trainer.model.parameters()).is_cuda
