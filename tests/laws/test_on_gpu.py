@@ -102,7 +102,7 @@ def test_the_trainer_learns_on_a_gpu(tmp_path, precision):
         output_dir=str(tmp_path), recipe="fast", max_steps=60, per_device_train_batch_size=16, learning_rate=1e-3,
         report_to=[], save_strategy="no", bf16=precision == "bf16", fp16=precision == "fp16", logging_steps=10,
     )  # fmt: skip
-    train = transform_dataset(data, DetectionTransform(processor, augment="none"))
+    train = transform_dataset(data, DetectionTransform(processor, augment=lambda row: row))
     test = transform_dataset(data, DetectionTransform(processor))
     trainer = DetrTrainer(model, arguments, train_dataset=train, eval_dataset=test, processing_class=processor)
     before = trainer.evaluate()["eval_map"]
