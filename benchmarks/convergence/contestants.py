@@ -11,6 +11,7 @@ from torch import nn
 import hf_detr
 from hf_detr.training.muon import MuonAdamW
 
+from .one_to_many import OneToManyDetr, start_one_to_many
 from .variants import start_with_local_attention
 
 # What a contestant may set; whatever is left out is as here.
@@ -41,6 +42,12 @@ DEFAULTS = {
     "example_recipe": False,  # the optimizer of transformers' example and guide
     "restored": False,  # stock, with the activations in the backbone's norms that it drops
     "teacher": "",  # how the queries of --teacher's detector are those of the student, see `Lessons`; its time counts
+    "one_to_many": "",  # or "dac", "ms" or "hybrid", see `one_to_many`, which the next five are for
+    "many_share": 1.0,  # of the clock, from its start, in which it is done
+    "many_k": 6,  # queries that an object has at most
+    "many_iou_share": 0.7,  # of a query's quality; the rest is the class's probability
+    "many_threshold": 0.4,  # of that quality
+    "many_weight": 1.0,  # of its loss
     "share_of_time": 1.0,  # trains for a part of the time, with the whole schedule in it
 }
 
@@ -121,6 +128,10 @@ CONTESTANTS: dict[str, dict] = {
     # with the detector of --teacher
     "fast-teacher-matched": {**FAST, "teacher": "matched"},
     "fast-teacher-by-query": {**FAST, "teacher": "by query"},
+    # several queries for an object
+    "fast-dac": {**FAST, "one_to_many": "dac"},
+    "fast-ms": {**FAST, "one_to_many": "ms"},
+    "fast-hybrid": {**FAST, "one_to_many": "hybrid", "many_k": 2, "many_share": 0.3},
     "paper-batch-half": {"batch": 0.5, "rate": 0.5},
     # the first round
     "base": BASE,
@@ -158,11 +169,14 @@ def make_model(start: Path, settings: dict) -> nn.Module:
         fields = {field: settings[field] for field in FIELDS}
         if settings["freeze_backbone_until"] is not None:
             fields["freeze_backbone_until"] = settings["freeze_backbone_until"]
-        model = hf_detr.DetrForObjectDetection.from_pretrained(start, **fields).train()
+        model_class = OneToManyDetr if settings["one_to_many"] else hf_detr.DetrForObjectDetection
+        model = model_class.from_pretrained(start, **fields).train()
         if (model.training_only is None) == any(settings[f] != DEFAULTS[f] for f in FIELDS[-3:]):
             raise RuntimeError(f"{settings} and {model.training_only} do not agree.")
         if settings["local_start"]:
             start_with_local_attention(model, settings["local_start"])
+        if settings["one_to_many"]:
+            start_one_to_many(model, settings)
         return model
 
 

@@ -101,6 +101,8 @@ def train(
         if clock < budget * settings["small_share"]:
             small = {"scale_factor": settings["small_scale"], "mode": "bilinear", "antialias": True}
             batch["pixel_values"] = F.interpolate(batch["pixel_values"], **small)
+        if settings["one_to_many"]:
+            model.is_on = clock < budget * settings["many_share"]
         with torch.autocast(device, torch.bfloat16, enabled=mixed_precision):
             loss = model(**batch).loss
         loss.backward()
