@@ -30,7 +30,9 @@ DEFAULTS = {
     "class_head_rate": 1.0,  # times the transformer's learning rate
     "rate": 1.0,  # times the learning rates of the case
     "batch": 1.0,  # times the batch size of the case
-    "small_share": 0.0,  # of the clock, in which images are `SMALL_SCALE` as large
+    "small_share": 0.0,  # of the clock, in which images are `small_scale` times as large
+    "small_scale": 2 / 3,
+    "frozen_share": 0.0,  # of the clock, in which the backbone does not train
     "clip": 1.0,  # the gradients' largest norm
     "beta2": 0.999,  # of AdamW
     "muon": False,  # for the matrices of the transformer, with the rate of AdamW
@@ -55,8 +57,6 @@ FIELDS = (
     "denoising_queries", "encoder_auxiliary_loss",
 )  # fmt: skip
 
-SMALL_SCALE = 2 / 3
-
 # recipe="fast", which a test compares with the package's
 FAST = {
     "denoising_queries": 3,
@@ -68,6 +68,8 @@ FAST = {
 }
 # what the first round of the search for it started from
 BASE = {**FAST, "iou_aware_classification": False, "muon": False}
+# smaller images for a part of the clock, and batches of half the size
+FAST_SMALL = {**FAST, "small_share": 0.6, "batch": 0.5}
 
 CONTESTANTS: dict[str, dict] = {
     # transformers' object-detection example and guide: AdamW 5e-5 for everything, gradients clipped at 0.01
@@ -110,7 +112,14 @@ CONTESTANTS: dict[str, dict] = {
     "fast-clip": {**FAST, "clip": 0.1},
     "fast-head-rate-3": {**FAST, "class_head_rate": 3.0},
     "fast-progressive": {**FAST, "small_share": 0.6},
-    "fast-progressive-batch-half": {**FAST, "small_share": 0.6, "batch": 0.5},
+    "fast-progressive-batch-half": FAST_SMALL,
+    "fast-progressive-half-batch-half": {**FAST_SMALL, "small_scale": 0.5},
+    "fast-progressive-batch-quarter": {**FAST_SMALL, "batch": 0.25},
+    "fast-progressive-batch-half-rate-2": {**FAST_SMALL, "rate": 2.0},
+    "fast-progressive-batch-half-thaw": {**FAST_SMALL, "frozen_share": 0.6},
+    "fast-progressive-batch-half-frozen": {**FAST_SMALL, "freeze_backbone_until": "all"},
+    "fast-progressive-batch-half-strong": {**FAST_SMALL, "augment": "strong"},
+    "fast-progressive-batch-half-without-denoising": {**FAST_SMALL, "denoising_queries": 0},
     "fast-frozen-backbone": {**FAST, "freeze_backbone_until": "all"},
     "fast-augment-paper": {**FAST, "augment": "paper"},
     "fast-augment-strong": {**FAST, "augment": "strong"},
