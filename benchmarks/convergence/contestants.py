@@ -124,6 +124,9 @@ CONTESTANTS: dict[str, dict] = {
     "fast-augment-paper": {**FAST, "augment": "paper"},
     "fast-augment-strong": {**FAST, "augment": "strong"},
     "fast-batch-half": {**FAST, "batch": 0.5},
+    "fast-batch-half-paper": {**FAST, "batch": 0.5, "augment": "paper"},
+    "fast-batch-half-strong": {**FAST, "batch": 0.5, "augment": "strong"},
+    "fast-batch-half-frozen": {**FAST, "batch": 0.5, "freeze_backbone_until": "all"},
     "fast-batch-quarter": {**FAST, "batch": 0.25},
     # with the detector of --teacher
     "fast-teacher-matched": {**FAST, "teacher": "matched"},
