@@ -14,7 +14,7 @@ help:
 	@echo "make demo         fine-tunes a small DETR on generated scenes, prints AP before and after"
 	@echo "make test         lint and tests"
 	@echo "make bench        side by side with stock transformers: benchmarks/results, docs/performance.md"
-	@echo "make docs         the site, in build/site: open index.html; every chapter runs, every link is checked"
+	@echo "make docs         the site, in build/site: open index.html; chapters and notebooks run, links are checked"
 	@echo "make docs-serve   the site at http://127.0.0.1:8000, built again when a page changes"
 	@echo "make dist         wheel and sdist in dist/, each tried in an empty environment"
 	@echo "make test-slow    the tests that take minutes"
@@ -47,9 +47,11 @@ bench: setup
 
 MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
+# The notebooks run while the site is built: each is one process, and most machines have two cores.
 docs: setup
 	$(INSTALL) -e ".[test,docs]"
-	$(MKDOCS) build
+	$(BIN)/python docs/site_tools/run_notebooks.py & notebooks=$$!; \
+	$(MKDOCS) build; built=$$?; wait $$notebooks && exit $$built
 
 docs-serve: setup
 	$(INSTALL) -e ".[test,docs]"

@@ -159,12 +159,9 @@ def test_the_notebooks_have_every_chapter_and_no_output():
     ("name", "images"), [("course/understanding_detr.ipynb", 12), ("fine_tuning.ipynb", 2)], ids=["course", "training"]
 )
 def test_the_notebooks_run_offline_from_top_to_bottom(name, images, tmp_path, monkeypatch):
-    import nbformat
-    from nbclient import NotebookClient
+    from site_tools.run_notebooks import run
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    content = nbformat.reads(notebook.notebooks()[name], as_version=4)
-    nbformat.validate(content)
-    NotebookClient(content, timeout=180, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    content = run(name, tmp_path)
     kinds = [output.output_type for cell in content.cells for output in cell.get("outputs", [])]
     assert kinds.count("display_data") + kinds.count("execute_result") >= images
