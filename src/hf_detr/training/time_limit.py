@@ -20,10 +20,11 @@ _PLANNED = 0.9  # of the time that is left; the rest is for steps that take long
 class TimeLimit(TrainerCallback, ExportableState):
     """Ends a training within `seconds`, its last evaluation and checkpoint included: `callbacks=[TimeLimit(1200)]`.
 
-    Steps are measured until a tenth of the limit is used, or until the first evaluation ends, whichever is sooner; the
-    later half of them counts, since the first ones load libraries and start workers. What then fits beside the evaluations to come, into nine tenths of the time left, becomes `state.max_steps`, if that is
-    not less already: `DetrTrainer` fits its schedule to it. Set `num_train_epochs` high enough. An evaluation not seen
-    yet is taken to cost as much an image as training does.
+    Steps are measured until a tenth of the limit is used, or until the first evaluation ends, whichever is sooner;
+    the later half of them counts, since the first ones load libraries and start workers. What then fits beside the
+    evaluations to come, into nine tenths of the time left, becomes `state.max_steps`, if that is not less already:
+    `DetrTrainer` fits its schedule to it. Set `num_train_epochs` high enough. An evaluation not seen yet is taken
+    to cost as much an image as training does.
 
     The number is decided once and kept in every checkpoint, as is the time used. So a resumed run does not depend on
     the clock, and ends as one of `max_steps=limit.steps` does. The time of steps that a crash lost does not count.
