@@ -74,7 +74,7 @@ def test_nothing_but_data_and_start_picks_says_keeps_and_trains_with_what_it_say
     folder = here / "runs" / "shapes"
     kept = json.loads((folder / "run.json").read_text())
     assert {name: kept[name] for name in RULES} == {
-        "num_queries": 30, "image_size": 160, "augment": automatic.AUGMENTATION_OF_FEW, "recipe": "fast",
+        "num_queries": 30, "image_size": 160, "augment": "paper", "recipe": "fast",
         "batch_size": 4, "epochs": None, "eval_every": 1, "learning_rate": 5e-4, "backbone_learning_rate": 5e-4,
         "lr_drop_at": 2 / 3, "clip": 1.0,
     }  # fmt: skip
@@ -126,10 +126,10 @@ def test_a_resumed_run_keeps_its_first_picks(shapes_dir, here, capsys, monkeypat
 GIVEN = {
     "num_queries": 15,
     "image_size": 128,
-    "augment": "none",
     "recipe": "paper",
     "batch_size": 2,
     "epochs": 7,
+    "augment": "none",
     "eval_every": 3,
     "learning_rate": 0.002,
     "backbone_learning_rate": 0.003,
@@ -187,7 +187,7 @@ def test_the_last_step_is_evaluated_also_between_two_evaluations(digits_dir, her
 def test_without_the_hub_the_error_names_what_works_without(shapes_dir, here, capsys):
     assert main(["train", str(shapes_dir)]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    for part in ("facebook/detr-resnet-50", "without the Hub", "--model tiny", "--backbone resnet50"):
+    for part in ("facebook/detr-resnet-50", "without the Hub", "--model imagenet", "--backbone resnet50"):
         assert part in line
 
 

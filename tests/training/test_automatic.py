@@ -175,6 +175,16 @@ def test_more_images_never_mean_fewer_steps_or_more_passes_and_both_stay_within_
             before = epochs, steps
 
 
+def test_augmentation_is_strong_for_few_images_that_are_seen_often_alone():
+    for data, start, machine in CASES:
+        few = dataclasses.replace(data, images=200)
+        assert values(few, start, machine)["augment"] == "strong"
+        assert values(few, start, machine, epochs=None)["augment"] == "paper"  # a time limit, of unknown passes
+        assert values(few, start, machine, epochs=None, max_steps=5)["augment"] == "paper"
+        assert values(few, start, machine, epochs=None, max_steps=100_000)["augment"] == "strong"
+        assert values(dataclasses.replace(data, images=20_000), start, machine)["augment"] == "paper"
+
+
 def test_evaluations_are_few_and_on_no_more_images_than_are_trained_on_meanwhile():
     for data, start, machine in CASES:
         found = values(data, start, machine)
