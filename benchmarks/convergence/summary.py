@@ -8,13 +8,13 @@ from statistics import mean
 
 def table(recorded: dict, names: Iterable[str] | None = None) -> str:
     """AP at a quarter, a half and all of the time, mean (least to most) over the seeds, and what a step costs; of the
-    contestants `names`, or all. Where stock has not run, times are those to the best of the paper's."""
+    contestants `names`, or all. Where stock has not run, times are those to the best of the paper's, if that has."""
     minutes = recorded["minutes"]
     head = ["contestant", "seeds", "ms a step", "images", f"AP at {minutes / 4:g} min", f"{minutes / 2:g} min"]
     stock = {name: seeds for name, seeds in recorded["runs"].items() if name.startswith("stock")}
     reference = "stock" if stock else "paper"
     stock = stock or {name: seeds for name, seeds in recorded["runs"].items() if name.startswith("paper")}
-    head += [f"{minutes:g} min", "AP50", f"to {reference}'s best"]
+    head += [f"{minutes:g} min", "AP50", *([f"to {reference}'s best"] if stock else [])]
     examples = {name: seeds for name, seeds in recorded["runs"].items() if name.startswith("stock-example")}
     if examples:
         head.append("to its example's best")
@@ -25,7 +25,7 @@ def table(recorded: dict, names: Iterable[str] | None = None) -> str:
         cells.append(f"{mean(run['images'] for run in runs):,.0f}")
         cells += [_spread([_at(run, share * 60 * minutes, "map") for run in runs]) for share in (0.25, 0.5, 1)]
         cells.append(_spread([run["curve"][-1]["map_50"] for run in runs]))
-        cells += [_reached(runs, _best(some), minutes) for some in ([stock, examples] if examples else [stock])]
+        cells += [_reached(runs, _best(some), minutes) for some in (stock, examples) if some]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
