@@ -140,6 +140,12 @@ def test_no_two_numbers_of_the_time_lie_on_each_other(saved, tmp_path, times):
     assert all(one[1] <= other[0] for one, other in pairwise(extents))
 
 
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
 BEYOND = """() => [...document.querySelectorAll('body *')].filter((one) => !one.closest('.scroll') &&
   one.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map((one) => one.outerHTML.slice(0, 99))
 """
@@ -147,11 +153,6 @@ BEYOND = """() => [...document.querySelectorAll('body *')].filter((one) => !one.
 
 class TestInABrowser:
     pytestmark = NEEDS_BROWSER
-
-    @pytest.fixture(scope="class")
-    def browser(self):
-        with chromium() as browser:
-            yield browser
 
     @PAGES
     @pytest.mark.parametrize("width", [1280, 390])
