@@ -194,6 +194,8 @@ def _compare_and_time(case: Case, made: Comparison, bench: Bench) -> dict[str, A
     gflop = count_flop(works[first]) / 1e9 if made.floor_dtype else None
     del ready, works
     gc.collect()
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()  # other processes weigh
     if made.weigh and not bench.quick:
         peaks = {name: _weigh_apart(case.name, name, bench)["peak_mib"] for name in seconds}
 

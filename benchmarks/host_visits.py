@@ -170,6 +170,6 @@ def _count_on_gpu(work: Callable[[], object]) -> dict[str, int]:
         work()
         torch.cuda.synchronize()
     return {
-        "host synchronisations": sum("synchronizing" in str(warning.message) for warning in caught),
+        "host synchronisations": sum("called a synchronizing" in str(warning.message) for warning in caught),
         "kernel launches": sum(event.count for event in profile.key_averages() if event.key in _LAUNCHES),
     }

@@ -11,6 +11,7 @@ from torch import nn
 import hf_detr
 from hf_detr.training.muon import MuonAdamW
 
+from .one_to_many import OneToManyDetr, start_one_to_many
 from .variants import start_with_local_attention
 
 # What a contestant may set; whatever is left out is as here.
@@ -29,7 +30,9 @@ DEFAULTS = {
     "class_head_rate": 1.0,  # times the transformer's learning rate
     "rate": 1.0,  # times the learning rates of the case
     "batch": 1.0,  # times the batch size of the case
-    "small_share": 0.0,  # of the clock, in which images are `SMALL_SCALE` as large
+    "small_share": 0.0,  # of the clock, in which images are `small_scale` times as large
+    "small_scale": 2 / 3,
+    "frozen_share": 0.0,  # of the clock, in which the backbone does not train
     "clip": 1.0,  # the gradients' largest norm
     "beta2": 0.999,  # of AdamW
     "muon": False,  # for the matrices of the transformer, with the rate of AdamW
@@ -39,6 +42,12 @@ DEFAULTS = {
     "example_recipe": False,  # the optimizer of transformers' example and guide
     "restored": False,  # stock, with the activations in the backbone's norms that it drops
     "teacher": "",  # how the queries of --teacher's detector are those of the student, see `Lessons`; its time counts
+    "one_to_many": "",  # or "dac", "ms" or "hybrid", see `one_to_many`, which the next five are for
+    "many_share": 1.0,  # of the clock, from its start, in which it is done
+    "many_k": 6,  # queries that an object has at most
+    "many_iou_share": 0.7,  # of a query's quality; the rest is the class's probability
+    "many_threshold": 0.4,  # of that quality
+    "many_weight": 1.0,  # of its loss
     "share_of_time": 1.0,  # trains for a part of the time, with the whole schedule in it
 }
 
@@ -47,8 +56,6 @@ FIELDS = (
     "auxiliary_loss", "denoising_box_noise", "denoising_label_noise", "iou_aware_classification", "query_groups",
     "denoising_queries", "encoder_auxiliary_loss",
 )  # fmt: skip
-
-SMALL_SCALE = 2 / 3
 
 # recipe="fast", which a test compares with the package's
 FAST = {
@@ -61,6 +68,8 @@ FAST = {
 }
 # what the first round of the search for it started from
 BASE = {**FAST, "iou_aware_classification": False, "muon": False}
+# smaller images for a part of the clock, and batches of half the size
+FAST_SMALL = {**FAST, "small_share": 0.6, "batch": 0.5}
 
 CONTESTANTS: dict[str, dict] = {
     # transformers' object-detection example and guide: AdamW 5e-5 for everything, gradients clipped at 0.01
@@ -103,15 +112,31 @@ CONTESTANTS: dict[str, dict] = {
     "fast-clip": {**FAST, "clip": 0.1},
     "fast-head-rate-3": {**FAST, "class_head_rate": 3.0},
     "fast-progressive": {**FAST, "small_share": 0.6},
-    "fast-progressive-batch-half": {**FAST, "small_share": 0.6, "batch": 0.5},
+    "fast-progressive-batch-half": FAST_SMALL,
+    "fast-progressive-half-batch-half": {**FAST_SMALL, "small_scale": 0.5},
+    "fast-progressive-batch-quarter": {**FAST_SMALL, "batch": 0.25},
+    "fast-progressive-batch-half-rate-2": {**FAST_SMALL, "rate": 2.0},
+    "fast-progressive-batch-half-thaw": {**FAST_SMALL, "frozen_share": 0.6},
+    "fast-progressive-batch-half-frozen": {**FAST_SMALL, "freeze_backbone_until": "all"},
+    "fast-progressive-batch-half-strong": {**FAST_SMALL, "augment": "strong"},
+    "fast-progressive-batch-half-without-denoising": {**FAST_SMALL, "denoising_queries": 0},
     "fast-frozen-backbone": {**FAST, "freeze_backbone_until": "all"},
     "fast-augment-paper": {**FAST, "augment": "paper"},
     "fast-augment-strong": {**FAST, "augment": "strong"},
     "fast-batch-half": {**FAST, "batch": 0.5},
+    "fast-batch-half-paper": {**FAST, "batch": 0.5, "augment": "paper"},
+    "fast-batch-half-strong": {**FAST, "batch": 0.5, "augment": "strong"},
+    "fast-batch-half-frozen": {**FAST, "batch": 0.5, "freeze_backbone_until": "all"},
     "fast-batch-quarter": {**FAST, "batch": 0.25},
     # with the detector of --teacher
     "fast-teacher-matched": {**FAST, "teacher": "matched"},
     "fast-teacher-by-query": {**FAST, "teacher": "by query"},
+    # several queries for an object
+    "fast-dac": {**FAST, "one_to_many": "dac"},
+    "fast-ms": {**FAST, "one_to_many": "ms"},
+    "fast-dac-low": {**FAST, "one_to_many": "dac", "many_threshold": 0.2, "many_k": 3},
+    "fast-ms-low": {**FAST, "one_to_many": "ms", "many_threshold": 0.2, "many_k": 3},
+    "fast-hybrid": {**FAST, "one_to_many": "hybrid", "many_k": 2, "many_share": 0.3},
     "paper-batch-half": {"batch": 0.5, "rate": 0.5},
     # the first round
     "base": BASE,
@@ -149,11 +174,14 @@ def make_model(start: Path, settings: dict) -> nn.Module:
         fields = {field: settings[field] for field in FIELDS}
         if settings["freeze_backbone_until"] is not None:
             fields["freeze_backbone_until"] = settings["freeze_backbone_until"]
-        model = hf_detr.DetrForObjectDetection.from_pretrained(start, **fields).train()
+        model_class = OneToManyDetr if settings["one_to_many"] else hf_detr.DetrForObjectDetection
+        model = model_class.from_pretrained(start, **fields).train()
         if (model.training_only is None) == any(settings[f] != DEFAULTS[f] for f in FIELDS[-3:]):
             raise RuntimeError(f"{settings} and {model.training_only} do not agree.")
         if settings["local_start"]:
             start_with_local_attention(model, settings["local_start"])
+        if settings["one_to_many"]:
+            start_one_to_many(model, settings)
         return model
 
 

@@ -24,7 +24,7 @@ from hf_detr.training.ema import WeightAverage
 from hf_detr.training.teacher import Lessons
 
 from .cases import Case, write_start
-from .contestants import SMALL_SCALE, make_model, make_optimizer
+from .contestants import make_model, make_optimizer
 
 CLOSING = 0.9  # of the clock, after which images are augmented no more than they must
 
@@ -62,7 +62,13 @@ def train(
     orders, flips = random.Random(seed), random.Random(seed + 1)
     minutes *= settings["share_of_time"]
     budget, clock, step, order, curve = 60 * minutes, 0.0, 0, [], []
+    backbone = [p for p in model.model.backbone.parameters() if p.requires_grad]
+    for parameter in backbone:
+        parameter.requires_grad_(not settings["frozen_share"])
     while True:
+        if clock >= settings["frozen_share"] * budget:
+            for parameter in backbone:
+                parameter.requires_grad_(True)
         if clock >= budget * (len(curve) + 1) / points:
             weights = average.model if average else copy.deepcopy(model).eval()
             numbers = evaluate_model(weights, case.processor, case.test, batch_size=32).compute()
@@ -93,8 +99,10 @@ def train(
                 with torch.autocast(device, torch.bfloat16, enabled=mixed_precision):
                     batch = lessons(batch)
         if clock < budget * settings["small_share"]:
-            small = {"scale_factor": SMALL_SCALE, "mode": "bilinear", "antialias": True}
+            small = {"scale_factor": settings["small_scale"], "mode": "bilinear", "antialias": True}
             batch["pixel_values"] = F.interpolate(batch["pixel_values"], **small)
+        if settings["one_to_many"]:
+            model.is_on = clock < budget * settings["many_share"]
         with torch.autocast(device, torch.bfloat16, enabled=mixed_precision):
             loss = model(**batch).loss
         loss.backward()

@@ -34,6 +34,7 @@ _HOME = {
     "digit_scenes": "data.synthetic.digits",
     "draw_detections": "visualization",
     "evaluate_model": "training",
+    "imagenet_start": "training",
     "load_detection_dataset": "data.loading",
     "parameter_groups": "training",
     "shape_scenes": "data.synthetic.shapes",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from .training import DetrTrainer as DetrTrainer
     from .training import DetrTrainingArguments as DetrTrainingArguments
     from .training import evaluate_model as evaluate_model
+    from .training import imagenet_start as imagenet_start
     from .training import parameter_groups as parameter_groups
     from .visualization import draw_detections as draw_detections
     from .visualization import draw_masks as draw_masks

@@ -53,6 +53,14 @@ def explained(capsys, *words) -> dict[str, tuple[str, str]]:
     return {row[0].removeprefix("--").replace("-", "_"): (row[1], row[2]) for row in rows}
 
 
+def test_the_start_from_imagenet_trains_and_the_card_says_what_it_was(shapes_dir, here, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(here / "cache"))
+    run(capsys, "train", shapes_dir, "--model", "imagenet", *QUICK[2:], "--output", "run")
+    card = (here / "run" / "README.md").read_text()
+    assert "EfficientNet-Lite0 of ImageNet" in card
+    assert str(here) not in card
+
+
 def test_nothing_but_data_and_start_picks_says_keeps_and_trains_with_what_it_says(shapes_dir, here, capsys):
     said = run(capsys, "train", shapes_dir, *QUICK)
     assert "run folder: runs/shapes (--output names another)" in said

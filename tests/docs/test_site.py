@@ -37,6 +37,7 @@ def test_every_link_within_the_repository_resolves(page):
         target, _, anchor = link.partition("#")
         file = (path.parent / target).resolve() if target else path
         assert file.exists(), f"{page}: {link}"
+        assert file.is_file() or not page.startswith("docs/"), f"{page}: {link} is a folder, which the site cannot show"
         assert not anchor or anchor in _anchors(file), f"{page}: {link} has no such heading"
 
 

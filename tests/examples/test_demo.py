@@ -87,6 +87,7 @@ def test_impossible_numbers_end_in_exit_code_2(wrong, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_demo_learns_shapes(tmp_path):
     assert main(["demo", "--output", str(tmp_path / "run")]) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

@@ -13,7 +13,11 @@ from hf_detr import DetrForObjectDetection, DetrForSegmentation, tiny_checkpoint
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SHORT = ("inference.py", "train_trainer.py", "custom_backbone.py", "masks.py", "lora.py")
-TOOLS = ("start_from_efficientnet.py", "train_tiny_checkpoint.py")  # that made what the documentation shows
+TOOLS = (
+    "pretrain_start.py",
+    "start_from_efficientnet.py",
+    "train_tiny_checkpoint.py",
+)  # that made what the documentation shows
 
 
 @pytest.fixture

@@ -37,11 +37,13 @@ RUN = {
 class Clock(TrainerCallback):
     """Moves at the end of steps and evaluations; comes before the limit."""
 
-    def __init__(self, step_s=STEP_S, evaluation_s=EVALUATION_S, slow_after=None):
+    def __init__(self, step_s=STEP_S, evaluation_s=EVALUATION_S, slow_after=None, slow_until=0):
         self.now, self.step_s, self.evaluation_s, self.slow_after = 1000.0, step_s, evaluation_s, slow_after
+        self.slow_until = slow_until
 
     def on_step_end(self, args, state, control, **kwargs):
         slow = self.slow_after is not None and state.global_step > self.slow_after
+        slow |= state.global_step <= self.slow_until
         self.now += self.step_s * (3 if slow else 1)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
@@ -150,6 +152,17 @@ def test_where_no_evaluation_comes_soon_the_plan_is_made_after_a_tenth_of_the_ti
     assert plans == [(3 + 18, 3.0)]
     assert trainer.state.global_step == 21
     assert clock.now - 1000 <= 30
+
+
+def test_slow_first_steps_as_on_a_gpu_do_not_shorten_the_plan(make_trainer):
+    measured = []
+    clock = Clock(slow_until=3)
+    trainer, _, _ = limited(
+        make_trainer, clock, 120.0, on_decision=lambda limit: measured.append((limit.step_s, clock.now - 1000)),
+        per_device_train_batch_size=1, num_train_epochs=2, eval_strategy="no", save_strategy="no",
+    )  # fmt: skip
+    trainer.train()
+    assert measured == [(STEP_S, 12.0)]  # the first three took nine of these twelve
 
 
 def test_epochs_and_known_steps_hold_where_they_are_less_than_fits(make_trainer):

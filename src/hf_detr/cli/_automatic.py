@@ -24,8 +24,8 @@ from ._errors import about
 from ._running import choose_device, load_processor
 
 REMEDY = (
-    "without the Hub take --model tiny, the small detector of this package (for images of some 100 pixels), the folder "
-    "of another one, or a fresh one by --backbone resnet50"
+    "without the Hub take --model imagenet, the start that this package carries (tiny for images of some 100 pixels), "
+    "the folder of another one, or a fresh one by --backbone resnet50"
 )
 # Settings that tell what the model sees, which have a line of their own.
 _OF_IMAGES = ("num_queries", "image_size", "augment", "recipe")

@@ -4,16 +4,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-TINY = "tiny"  # names the small detector of the package, where no folder is called so
+# names of what the package carries, where no folder is called so
+TINY, IMAGENET = "tiny", "imagenet"
 
 
 def model_source(name: str) -> str:
-    """The folder or name on the Hub of a `--model`: that of the package's own detector for "tiny". ValueError as in
-    `check_model_source`."""
+    """The folder or name on the Hub of a `--model`: that of the package's own detector for "tiny", of its start with an
+    ImageNet backbone for "imagenet". ValueError as in `check_model_source`, or where that cannot be made."""
     if name == TINY and not Path(name).exists():
         from hf_detr.checkpoints.tiny import tiny_checkpoint
 
         return tiny_checkpoint()
+    if name == IMAGENET and not Path(name).exists():
+        from hf_detr.training.imagenet_start import imagenet_start_folder
+
+        try:
+            return imagenet_start_folder()
+        except ImportError as error:
+            raise ValueError(f"--model {IMAGENET}: {error}") from error
     check_model_source(name)
     return name
 

@@ -68,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--model",
         metavar="CHECKPOINT",
-        help=f"a whole DETR: Hub name, folder, or tiny, the package's own (default: {_CHECKPOINT}); or else:",
+        help="a whole DETR: Hub name, folder, or what the package carries, tiny or imagenet (default: "
+        f"{_CHECKPOINT}); or else:",
     )
     model.add_argument(
         "--freeze-detector",

@@ -61,7 +61,7 @@ def noise_targets(
     boxes = torch.full((batch_size * fullest, 4), 0.5, dtype=torch.float32, device=device)
     boxes[slots] = targets.boxes_cxcywh
     is_real = torch.zeros(batch_size * fullest, dtype=torch.bool, device=device)
-    is_real[slots] = True
+    is_real.index_fill_(0, slots, True)  # an assignment by index would copy True from the host, and wait for it
 
     labels, is_real = (row.view(batch_size, -1).repeat(1, copies) for row in (labels, is_real))  # (B, E)
     boxes = boxes.view(batch_size, -1, 4).repeat(1, copies, 1)

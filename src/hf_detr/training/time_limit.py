@@ -20,8 +20,8 @@ _PLANNED = 0.9  # of the time that is left; the rest is for steps that take long
 class TimeLimit(TrainerCallback, ExportableState):
     """Ends a training within `seconds`, its last evaluation and checkpoint included: `callbacks=[TimeLimit(1200)]`.
 
-    Steps are measured until a tenth of the limit is used, or until the first evaluation ends, whichever is sooner. What
-    then fits beside the evaluations to come, into nine tenths of the time left, becomes `state.max_steps`, if that is
+    Steps are measured until a tenth of the limit is used, or until the first evaluation ends, whichever is sooner; the
+    later half of them counts, since the first ones load libraries and start workers. What then fits beside the evaluations to come, into nine tenths of the time left, becomes `state.max_steps`, if that is
     not less already: `DetrTrainer` fits its schedule to it. Set `num_train_epochs` high enough. An evaluation not seen
     yet is taken to cost as much an image as training does.
 
@@ -61,7 +61,7 @@ class TimeLimit(TrainerCallback, ExportableState):
         self.evaluation_s: float | None = None  # of one evaluation
         self._used_before_s, self._clock = used_s, clock
         self._begun: float | None = None  # the clock's time when nothing was used
-        self._first_step: tuple[int, float] | None = None  # its number, and what was used at its end
+        self._ends_s: list[float] = []  # what was used at the end of each step of this attempt that was measured
         self._began_at_s = used_s  # used, when this attempt began
         self._is_training = False
 
@@ -93,7 +93,7 @@ class TimeLimit(TrainerCallback, ExportableState):
             for name, value in saved["attributes"].items():
                 if getattr(self, name) is None:
                     setattr(self, name, value)
-        self._first_step, self._is_training = None, True
+        self._ends_s, self._is_training = [], True
         self._began_at_s = _of_first_process(self.used_s, args)
         self._apply(state)
 
@@ -114,18 +114,16 @@ class TimeLimit(TrainerCallback, ExportableState):
         """Measures, decides when enough is measured, and stops when the time runs out."""
         used_s = _of_first_process(self.used_s, args)
         step = state.global_step
-        if self._first_step is None:
-            self._first_step = (step, used_s)
-        first, used_at_first_s = self._first_step
         every = steps_between_evaluations(args, state, train_dataloader)
         is_due = every is not None and step % every == 0
-        measured = step - first
         if self.steps is None or self.evaluation_s is None:  # from the first evaluation on, steps are not alone
-            if measured:
-                self.step_s = (used_s - used_at_first_s) / measured
+            self._ends_s.append(used_s)
+            later = self._ends_s[(len(self._ends_s) - 1) // 2 :]
+            if len(later) > 1:
+                self.step_s = (later[-1] - later[0]) / (len(later) - 1)
             elif is_due:
                 self.step_s = used_s - self._began_at_s
-        enough = measured + 1 >= _FEWEST_MEASURED and used_s >= _MEASURED * self.seconds
+        enough = len(self._ends_s) >= _FEWEST_MEASURED and used_s >= _MEASURED * self.seconds
         if self.steps is None and enough and not is_due:  # else at the end of the evaluation
             self._decide(args, state, used_s, every, train_dataloader)
         step_s = self.step_s or 0.0
