@@ -70,6 +70,7 @@ def test_an_exported_graph_is_measured_without_torch(exporter, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_format_is_measured_or_has_a_reason(digits, tmp_path):
     words = ["--timed-images", "2", "--turns", "1", "--cpu-threads", "1", "--calibration-images", "8"]
     assert main(["benchmark", str(tiny_checkpoint()), str(digits), *words, "--json", str(tmp_path / "b.json")]) == 0

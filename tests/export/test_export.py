@@ -152,6 +152,7 @@ def test_a_folder_that_is_not_empty_is_kept(tiny, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_torch_export_is_written_for_models_whose_graph_it_can_hold(tiny, tmp_path):
     model = small_model(backbone="resnet18")
     written = export_model(model, DetrImageProcessor(size={"height": 64, "width": 64}), tmp_path / "out", "torch")

@@ -128,7 +128,7 @@ def save_thresholds(path: Path, thresholds: Mapping[int, float]) -> None:
 
 
 _SHOWN = 24  # images of the page
-_MOST_PX = 960  # of a drawing of masks
+_LEAST_PX, _MOST_PX = 384, 960  # long sides of drawings: names are read as the page shows them; of masks
 
 
 def write_page(path: Path, title: str, evaluator: "CocoEvaluator", dataset: "Dataset", analysis: "Analysis") -> None:
@@ -137,7 +137,7 @@ def write_page(path: Path, title: str, evaluator: "CocoEvaluator", dataset: "Dat
 
     from hf_detr.data.transform import decode_image
     from hf_detr.visualization import draw_detections
-    from hf_detr.visualization.masks import draw_masks_grid
+    from hf_detr.visualization.masks import draw_masks_pair
     from hf_detr.visualization.report_page import write_report
 
     threshold, names = analysis.overall.threshold or 0.0, dict(enumerate(analysis.class_names))
@@ -152,12 +152,12 @@ def write_page(path: Path, title: str, evaluator: "CocoEvaluator", dataset: "Dat
         name = Path(row["image"].get("path") or f"image {image_id}").name
         image = decode_image(row)
         if masks is None:
-            drawing = draw_detections(image, found, names, threshold, targets=row, enlarge=False)
+            drawn = [draw_detections(image, found, names, threshold, targets=row, least_px=_LEAST_PX)]
         else:
             found["masks"] = [{"size": list(masks.size_hw), "counts": counts} for counts in masks.counts]
-            side_px = min(max(image.size), _MOST_PX)
-            drawing = draw_masks_grid([image], [found], [row], names, threshold, cell_px=side_px)
-        drawings.append((f"{name}: {wrong} wrong, {missed} missed", drawing))
+            side_px = min(max(*image.size, _LEAST_PX), _MOST_PX)
+            drawn = draw_masks_pair(image, found, row, names, threshold, cell_px=side_px)
+        drawings.append((f"{name}: {wrong} wrong, {missed} missed", *drawn))
     write_report(analysis, path, title, drawings)
 
 

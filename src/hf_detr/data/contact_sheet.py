@@ -78,6 +78,7 @@ def _tile(row: dict, names: list[str], tile_px: int) -> Image.Image:
             continue  # a sheet of bad data shows what there is
         alpha = Image.fromarray(mask * 110).resize(shown.size, Image.Resampling.NEAREST)
         tile.paste(_COLOURS[category % len(_COLOURS)], (2, 17), alpha)
+    tags = []
     for (x, y, w, h), category in zip(targets.boxes_xywh_px.tolist(), targets.labels.tolist(), strict=True):
         colour = _COLOURS[category % len(_COLOURS)]
         corners = [2 + x * scale, 17 + y * scale, 2 + (x + w) * scale, 17 + (y + h) * scale]
@@ -86,11 +87,14 @@ def _tile(row: dict, names: list[str], tile_px: int) -> Image.Image:
         left, right = sorted(corners[::2])
         top, bottom = sorted(corners[1::2])
         draw.rectangle((left, top, right, bottom), outline=colour, width=2)
-        name = shortened(drawable(names[category]), letters, tile_px - 8)
+        tags.append((left, top, colour, shortened(drawable(names[category]), letters, tile_px - 8)))
+    for left, top, colour, name in tags:  # above all boxes
         # beside the border too the name stays in sight
         x_text = min(max(left + 3, 3), tile_px - 3 - letters.getlength(name))
         y_text = min(max(top + 1, 18), tile_px - 16)
-        draw.text((x_text, y_text), name, fill=colour, font=letters, stroke_width=1, stroke_fill="white")
+        around = (x_text - 3, y_text - 1, x_text + letters.getlength(name) + 2, y_text + 13)
+        draw.rectangle(around, fill="white", outline=colour)
+        draw.text((x_text, y_text), name, fill="black", font=letters)
     drawn_from = Path(row["image"].get("path") or "").name
     title = f"{row['image_id']}  {drawn_from}  {len(targets)} {'object' if len(targets) == 1 else 'objects'}"
     draw.rectangle((0, 0, tile_px, 16), fill="white")

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from ..evaluation.analysis import Analysis
 
 _POINTS = 200  # of a drawn curve
+# of lines: each has a contrast of 3 with white, and as much with black when the page inverts it
+_COLORS = ("#1f77b4", "#c75000", "#2a8a2a", "#d62728", "#7a4fb5", "#8c564b", "#c2459c", "#6b6b6b", "#7d7d00", "#00838f")
 _MOST_CLASSES = 30  # in a plot; tables have all
 
 
@@ -37,10 +39,10 @@ def confusion_figure(analysis: Analysis) -> tuple[Figure, str]:
         keep = [*np.argsort(-counts[:-1].sum(axis=1), kind="stable")[:_MOST_CLASSES], len(names) - 1]
         counts, names = counts[np.ix_(keep, keep)], [names[k] for k in keep]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(4.0, 0.32 * len(names) + 1.8)
-    figure, axes = _figure((side + 0.6, side))
+    side = max(4.0, 0.28 * len(names) + 1.6)
+    figure, axes = _figure((side, side))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    labels = [(name if len(name) <= 18 else name[:17] + "\u2026").replace("$", r"\$") for name in names]
+    labels = [_label(name) for name in names]
     axes.set_xticks(range(len(names)), labels, rotation=90, fontsize=8)
     axes.set_yticks(range(len(names)), labels, fontsize=8)
     axes.set(xlabel="found", ylabel="in the data")
@@ -79,10 +81,14 @@ def save_figure(made: tuple[Figure, str], path: str | Path) -> str:
     return caption
 
 
-def _figure(size_in: tuple[float, float] = (5.5, 4.0)) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size_in, layout="constrained", dpi=150)
+def _figure(size_in: tuple[float, float] = (4.6, 4.0)) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size_in, layout="constrained", dpi=200)  # narrow: letters are read on a phone too
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
+
+
+def _label(name: str) -> str:
+    return (name if len(name) <= 18 else name[:17] + "\u2026").replace("$", r"\$")
 
 
 def _iou(analysis: Analysis) -> str:
@@ -92,17 +98,22 @@ def _iou(analysis: Analysis) -> str:
 def _draw_lines(axes: Axes, analysis: Analysis, fields: tuple[str, str], titles: tuple[str, str]) -> str:
     """A line a class, x and y being those fields of its curve; returns what the caption must add."""
     shown = sorted(analysis.class_names, key=lambda name: -analysis.curves[name].num_targets)[:_MOST_CLASSES]
-    for name, curve in [*((name, analysis.curves[name]) for name in shown), ("all classes", analysis.overall)]:
+    lines = [*((name, analysis.curves[name]) for name in shown), ("all classes", analysis.overall)]
+    for number, (name, curve) in enumerate(lines):
         if not len(curve.scores):
             continue
         kept = np.unique(np.linspace(0, len(curve.scores) - 1, _POINTS).astype(int))
         is_overall = curve is analysis.overall
-        style = {"color": "black", "linewidth": 2.2} if is_overall else {"linewidth": 1}
-        label = name.replace("$", r"\$") if len(shown) <= 10 or is_overall else None
+        style = {"color": "black", "linewidth": 2.2}
+        if not is_overall:
+            style = {"color": _COLORS[number % len(_COLORS)], "linewidth": 1}
+        label = _label(name) if len(shown) <= 10 or is_overall else None
         x, y = (getattr(curve, field)[kept] for field in fields)
         axes.plot(x, y, label=label, **style)
     axes.set(xlabel=titles[0], ylabel=titles[1], xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.figure.legend(fontsize=7, loc="outside right upper")
+        axes.figure.legend(
+            fontsize=8, loc="outside lower center", ncols=3, frameon=False, handlelength=1.3, columnspacing=1
+        )
     return "" if len(shown) == len(analysis.class_names) else f" The {_MOST_CLASSES} classes with most objects."

@@ -155,7 +155,8 @@ def plot_precision(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for name, (recall, precision) in curves.items():
-        axes.plot(recall, precision, label=name.replace("$", r"\$"))
+        label = name if len(name) <= 80 else "\u2026" + name[-79:]  # of a path the end tells
+        axes.plot(recall, precision, label=label.replace("$", r"\$"))
     axes.set(xlabel="recall", ylabel="precision (all classes, IoU 0.5)", xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside lower center")

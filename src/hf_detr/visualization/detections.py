@@ -17,7 +17,6 @@ from hf_detr.evaluation.reading import read_detections, to_host
 from .canvas import Box, Color, ImageLike, as_rgb, draw_boxes, draw_sheet
 from .text import drawable
 
-_LEGIBLE_PX = 640  # smaller images are enlarged to a long side of about this
 _LONGEST_NAME = 28
 # In a comparison colours tell detection from annotation, for every kind of colour vision: Okabe and Ito's orange and
 # blue, which differ in lightness as well.
@@ -43,6 +42,7 @@ def draw_detections(
     *,
     side_by_side: bool = False,
     enlarge: bool = True,
+    least_px: int = 640,
 ) -> Image.Image:
     """A copy of the image with its detections of at least `threshold`, named and scored; RGB.
 
@@ -51,13 +51,13 @@ def draw_detections(
     `targets`: ground truth in any form `CocoEvaluator.update` takes. With detections, it is drawn dashed and blue under
     them, which are orange then, and named where no detection of its class has an IoU of 0.5 with it; or in an image to
     the left of them if `side_by_side`. Otherwise colours are those of the classes. Images whose long side is below
-    640 px are enlarged by a whole factor, unless `enlarge` is false. Characters of names that cannot be written are
+    `least_px` are enlarged by a whole factor, unless `enlarge` is false. Characters of names that cannot be written are
     escaped. The time grows with the number of boxes.
 
     Raises ValueError or TypeError for boxes, labels or images of another form, and for an image without pixels.
     """
     rgb = as_rgb(image)
-    scale = max(1, math.ceil(_LEGIBLE_PX / max(rgb.size))) if enlarge else 1
+    scale = max(1, math.ceil(least_px / max(rgb.size))) if enlarge else 1
     if not side_by_side:
         return draw_boxes(rgb, _boxes(detections, targets, id2label, threshold, scale), scale)
     if targets is None:

@@ -18,9 +18,9 @@ from .attention import Recording, attention_from_point, deciding_layers, layer_a
 from .canvas import ImageLike, as_rgb
 from .detections import class_color
 from .heat import OPACITY, heat_image
-from .page import data_address, html_image, html_page
+from .page import data_address, html_image, html_page, html_plot
 
-_MOST_DETECTIONS = 50
+_MOST_DETECTIONS, _CROWDED = 50, 12  # more boxes are named one at a time
 _IMAGE_PX, _HEAT_PX = 1280, 128  # long sides; attention is smooth, and the browser enlarges it
 _NO_POINTS = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))  # in place of detections
 
@@ -39,7 +39,7 @@ _STYLE = """
 .box.top span { bottom: auto; top: 0; }
 .box.right span { left: auto; right: -2px; }
 .chosen-one .box:not(.chosen) { opacity: .35; }
-.chosen-one .box:not(.chosen) span { display: none; }
+.chosen-one .box:not(.chosen) span, .crowded .box:not(.chosen) span { display: none; }
 .point { width: 1.5rem; height: 1.5rem; margin: -.75rem; border: 3px solid #fff; border-radius: 50%;
   background: #0072b2; box-shadow: 0 0 0 2px #000a; }
 .point.chosen { background: #d55e00; }
@@ -48,16 +48,13 @@ _STYLE = """
   border-radius: .4rem; background: var(--soft); color: var(--ink); cursor: pointer; }
 .layers button[aria-pressed=true] { background: #1f6fb2; border-color: #1f6fb2; color: #fff; }
 :focus-visible { outline: 3px solid #e69f00; outline-offset: 1px; }
-@media (max-width: 30rem) { th, td { padding: .25rem .3rem; font-size: .9rem; } }
 tbody tr { cursor: pointer; }
 tbody tr.chosen { background: var(--soft); }
-tbody button { all: unset; cursor: pointer; }
+tbody button { all: unset; display: inline-block; min-height: 1.5rem; cursor: pointer; }
 tbody button:focus-visible { outline: 3px solid #e69f00; }
 .swatch { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; border-radius: .2rem;
   background: var(--mark); box-shadow: 0 0 0 1px #0006; }
 .said { min-height: 3em; margin: .5rem 0; }
-.queries { overflow-x: auto; }
-.queries img { background: #fff; min-width: 38rem; max-width: 60rem; }
 """
 
 _SCRIPT = """
@@ -150,11 +147,12 @@ def explanation_page(
     labels = answers[-1, shown].tolist()
     about = f"{rgb.width:,} x {rgb.height:,} pixels, {counted(len(found), 'detection')} above {threshold:g}"
     about += f", the {len(shown)} surest of which are shown" if len(shown) < len(found) else ""
+    stage = _stage("stage", rgb, shown_image, "heat", _boxes(detections, labels), len(shown) > _CROWDED)
     parts = [
         f"<h1>{html.escape(printable(title))}</h1><p>{about}.</p>",
         "<h2>Detections</h2>",
         _layer_buttons(len(scores)),
-        f'<div class="look"><div>{_stage("stage", rgb, shown_image, "heat", _boxes(detections, labels))}',
+        f'<div class="look"><div>{stage}',
         f'<p id="said" class="said" aria-live="polite" data-empty="{_HINT}">{_HINT}</p></div>',
         _decisions(recording, shown, labels, names, threshold) if shown else "<p>Lower the threshold to see some.</p>",
         "</div>",
@@ -175,9 +173,12 @@ def explanation_page(
     if queries is not None:
         parts += [
             "<h2>What each query has learnt</h2>",
-            f'<figure class="queries">{html_image(data_address(queries, "png"), "box centres of queries")}<figcaption>'
-            "The centre of its box in every image, whether or not it is an object: small ones (below a 64th of the "
-            "image), wide ones, tall ones. The queries that are surest on average.</figcaption></figure>",
+            html_plot(
+                queries,
+                "The centre of its box in every image, whether or not it is an object: small ones (below a 64th of the "
+                "image), wide ones, tall ones. The queries that are surest on average.",
+                608,
+            ),
         ]
     parts.append(f'<script type="application/json" id="data">{content_json}</script>')
     return html_page(printable(title), "\n".join(parts), _STYLE, _SCRIPT)
@@ -223,12 +224,12 @@ def _color(label: int) -> str:
     return "--mark:rgb({},{},{})".format(*class_color(label))
 
 
-def _stage(name: str, rgb: Image.Image, image: str, heat: str, buttons: str) -> str:
-    """The image with a layer of attention and buttons on it, no higher than the window."""
-    shape = f"aspect-ratio:{rgb.width}/{rgb.height};max-width:calc(80vh * {rgb.width / rgb.height:.4f})"
-    return (
-        f'<div class="stage" id="{name}" style="{shape}">{image}<img id="{heat}" alt="attention" hidden>{buttons}</div>'
-    )
+def _stage(name: str, rgb: Image.Image, image: str, heat: str, buttons: str, is_crowded: bool = False) -> str:
+    """The image with a layer of attention and buttons on it, no higher than a window has room for what is around."""
+    shape = f"aspect-ratio:{rgb.width}/{rgb.height};max-width:calc(62vh * {rgb.width / rgb.height:.4f})"
+    kind = "stage crowded" if is_crowded else "stage"
+    layer = f'<img id="{heat}" alt="attention" hidden>'
+    return f'<div class="{kind}" id="{name}" style="{shape}">{image}{layer}{buttons}</div>'
 
 
 def _boxes(detections: Sequence[Mapping], labels: Sequence[int]) -> str:

@@ -98,6 +98,25 @@ def save_masks_grid(
     return sheet
 
 
+def draw_masks_pair(
+    image: ImageLike,
+    result: Mapping,
+    target: Mapping,
+    id2label: Mapping[int, str] | None = None,
+    threshold: float = 0.0,
+    *,
+    cell_px: int = 320,
+    place: str = "drawing masks",
+) -> tuple[Image.Image, Image.Image]:
+    """The annotation and what was found, as `draw_masks` draws it; the image is scaled to fit a square of `cell_px`.
+    Errors begin with `place`."""
+    rgb = as_rgb(image)
+    names = {int(label): str(name) for label, name in (id2label or {}).items()}
+    size_hw, scale = rgb.size[::-1], cell_px / max(rgb.size)
+    annotated, found = _annotated(target, size_hw, place), _instances(result, threshold, size_hw)
+    return _with_instances(rgb, scale, annotated, names), _with_instances(rgb, scale, found, names)
+
+
 def draw_masks_grid(
     images: Sequence[ImageLike],
     results: Sequence[Mapping],
@@ -120,16 +139,15 @@ def draw_masks_grid(
     captions = ["image", "annotation", "found"] if as_maps else ["annotation", "found"]
     cells, seen = [], set()
     for i, (image, result, target) in enumerate(zip(images, results, targets, strict=True)):
-        rgb, place = as_rgb(image), f"image {i}"
-        size_hw, scale = rgb.size[::-1], cell_px / max(rgb.size)
+        place = f"image {i}"
         if as_maps:
-            photograph = _scaled(rgb, scale)
+            rgb = as_rgb(image)
+            size_hw, photograph = rgb.size[::-1], _scaled(rgb, cell_px / max(rgb.size))
             both = read_truth(target, size_hw, place), _segments(result, size_hw)
             cells += [Image.fromarray(photograph), *(_map_of(segments, photograph) for segments in both)]
             seen |= {label for segments in both for label in segments.labels.tolist()}
         else:
-            both = _annotated(target, size_hw, place), _instances(result, threshold, size_hw)
-            cells += [_with_instances(rgb, scale, instances, names) for instances in both]
+            cells += draw_masks_pair(image, result, target, names, threshold, cell_px=cell_px, place=place)
     columns = len(captions) * (2 if len(images) > 3 else 1)
     sheet = draw_sheet(cells, captions * len(images), columns)
     return _with_legend(sheet, [(_name(names, label), class_color(label)) for label in sorted(seen)])

@@ -11,26 +11,32 @@ from PIL import Image
 
 from ..evaluation.analysis import ERRORS, Analysis
 from .analysis_plots import calibration_figure, confusion_figure, precision_recall_figure, threshold_figure
-from .page import data_address, html_image, html_page, html_table
+from .page import data_address, html_image, html_page, html_plot, html_table
 
 _STYLE = """
 .plots, .images { display: grid; gap: 1rem; align-items: start; }
 .images { grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
 .plots { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
-.plots img { background: #fff; }
+.pairs { grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); }
+.plots .wide { grid-column: 1 / -1; }
 .close { display: none; }
-.images figure:target img { position: fixed; inset: 0; z-index: 1; width: 100vw; height: 100vh; object-fit: contain;
-  background: #000d; }
+.images a:not(.close) { display: flex; gap: .3rem; }
+.images img { flex: 1; min-width: 0; }
+.images figure:target a:not(.close) { position: fixed; inset: 0; z-index: 1; background: #000d; }
+.images figure:target img { min-height: 0; object-fit: contain; }
+@media (max-width: 30rem) { .images a:not(.close) { flex-direction: column; } }
+@media (orientation: portrait) { .images figure:target a:not(.close) { flex-direction: column; } }
 .images figure:target .close { display: block; position: fixed; inset: 0; z-index: 2; }
 """
 
 
 def write_report(
-    analysis: Analysis, path: str | Path, title: str, images: Sequence[tuple[str, Image.Image]] = ()
+    analysis: Analysis, path: str | Path, title: str, images: Sequence[tuple[str | Image.Image, ...]] = ()
 ) -> None:
     """Writes the page of an analysis to `path`.
 
-    `images`: (caption, drawing) of the images to show, which a click enlarges. Every text is escaped.
+    `images`: (caption, drawing, ...) of the images to show, whose drawings are side by side and which a click
+    enlarges. Every text is escaped.
     """
     parts = [
         f"<h1>{html.escape(title)}</h1>",
@@ -94,16 +100,16 @@ def _errors(analysis: Analysis) -> str:
 def _plot(made: tuple[Figure, str]) -> str:
     figure, caption = made
     figure.canvas.draw()
-    address = data_address(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB"), "png")
-    return f"<figure>{html_image(address, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    width_px = round(72 * figure.get_figwidth())  # so that a point of its letters is a pixel at least
+    return html_plot(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())), caption, width_px)
 
 
-def _images(images: Sequence[tuple[str, Image.Image]], iou_type: str) -> str:
+def _images(images: Sequence[tuple[str | Image.Image, ...]], iou_type: str) -> str:
     if not images:
         return "<p>No image with a wrong or a missed object.</p>"
     cells = []
-    for number, (caption, image) in enumerate(images):
-        shown = html_image(data_address(image.convert("RGB")), caption)
+    for number, (caption, *drawings) in enumerate(images):
+        shown = "".join(html_image(data_address(drawing.convert("RGB")), caption) for drawing in drawings)
         cells.append(
             f'<figure id="image{number}"><a href="#image{number}">{shown}</a>'
             f'<a class="close" href="#images" aria-label="close"></a><figcaption>{html.escape(caption)}</figcaption>'
@@ -111,9 +117,10 @@ def _images(images: Sequence[tuple[str, Image.Image]], iou_type: str) -> str:
         )
     words = "detections in orange, annotations dashed in blue"
     if iou_type == "segm":
-        words = "annotations, and beside them what was found"
+        words = "annotations, and beside or below them what was found"
     words = f"Most errors first: {words}. A click enlarges, a click closes."
-    return f'<p>{words}</p><div class="images">{"".join(cells)}</div>'
+    kind = "images pairs" if len(images[0]) > 2 else "images"
+    return f'<p>{words}</p><div class="{kind}">{"".join(cells)}</div>'
 
 
 def _suspects(analysis: Analysis) -> str:

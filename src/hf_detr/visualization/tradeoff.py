@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 _MARKERS = "osD^vPX*<>"
 
@@ -23,8 +23,13 @@ def plot_quality_against_time(points: Mapping[str, tuple[float, float]], quality
         style = {"color": f"C{families.index(family) % 10}", "marker": marker, "edgecolors": "black", "linewidths": 0.5}
         axes.scatter(ms, value, s=70, label=name, **style)
     axes.set(xlabel="ms an image, median", ylabel=quality, xscale="log")
-    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis(ScalarFormatter())
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    times = [ms for ms, _ in points.values()]
+    if max(times) > 8 * min(times):  # with every digit of a decade the numbers would lie on each other
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_minor_formatter(ScalarFormatter())
     axes.tick_params(axis="x", which="both", labelsize=8)
     axes.grid(alpha=0.3, which="both")
     figure.legend(fontsize=8, loc="outside right upper", frameon=False)
