@@ -74,7 +74,7 @@ def test_nothing_but_data_and_start_picks_says_keeps_and_trains_with_what_it_say
     folder = here / "runs" / "shapes"
     kept = json.loads((folder / "run.json").read_text())
     assert {name: kept[name] for name in RULES} == {
-        "num_queries": 30, "image_size": 160, "augment": "paper", "recipe": "fast",
+        "num_queries": 30, "image_size": 160, "augment": "flip", "recipe": "fast",
         "batch_size": 4, "epochs": None, "eval_every": 1, "learning_rate": 5e-4, "backbone_learning_rate": 5e-4,
         "lr_drop_at": 2 / 3, "clip": 1.0,
     }  # fmt: skip

@@ -230,6 +230,23 @@ def test_sixteen_bit_images_keep_their_tones_in_the_papers_augmentation():
     assert np.array_equal(*results)
 
 
+def test_flip_gives_the_image_of_evaluation_or_its_mirror_image_and_no_other():
+    row = row_with_rectangles()
+    plain, flip = (DetectionTransform(small_processor(), augment) for augment in (None, "flip"))
+    batch = {name: [value] for name, value in row.items()}
+    expected = plain(batch)["pixel_values"][0]
+    mirrored = []
+    for seed in range(12):
+        torch.manual_seed(seed)
+        found = flip(batch)
+        pixels, boxes = found["pixel_values"][0], found["labels"][0]["boxes"]
+        mirrored.append(not torch.allclose(pixels, expected, atol=0.05))
+        torch.testing.assert_close(pixels.flip(-1) if mirrored[-1] else pixels, expected, rtol=0, atol=0.05)
+        centres = 1 - boxes[:, 0] if mirrored[-1] else boxes[:, 0]
+        torch.testing.assert_close(centres, plain(batch)["labels"][0]["boxes"][:, 0], rtol=0, atol=0.01)
+    assert {True, False} == set(mirrored)
+
+
 def test_an_augmentation_that_forgets_a_column_is_named():
     transform = DetectionTransform(small_processor(), drop_second_box_only)
     batch = {name: [value] for name, value in row_with_rectangles().items()}

@@ -179,8 +179,9 @@ def test_augmentation_is_strong_for_few_images_that_are_seen_often_alone():
     for data, start, machine in CASES:
         few = dataclasses.replace(data, images=200)
         assert values(few, start, machine)["augment"] == "strong"
-        assert values(few, start, machine, epochs=None)["augment"] == "paper"  # a time limit, of unknown passes
-        assert values(few, start, machine, epochs=None, max_steps=5)["augment"] == "paper"
+        seldom = "flip" if start.is_small else "paper"
+        assert values(few, start, machine, epochs=None)["augment"] == seldom  # a time limit, of unknown passes
+        assert values(few, start, machine, epochs=None, max_steps=5)["augment"] == seldom
         assert values(few, start, machine, epochs=None, max_steps=100_000)["augment"] == "strong"
         assert values(dataclasses.replace(data, images=20_000), start, machine)["augment"] == "paper"
 

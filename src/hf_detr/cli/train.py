@@ -153,8 +153,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     training.add_argument("--patience", type=positive, metavar="N", help="stop when AP has not grown for N evaluations")
     training.add_argument(
-        "--augment", choices=("paper", "strong", "none"),
-        help="paper: flips, sizes and crops; strong, for few images: mosaic, mix-up, copy-paste, colours too",
+        "--augment", choices=("paper", "flip", "strong", "none"),
+        help="paper: flips, sizes and crops; flip: that alone; strong, for few images: mosaic, mix-up, copy-paste, "
+        "colours too",
     )  # fmt: skip
     training.add_argument(
         "--augment-until", type=fraction, default=0.9, metavar="SHARE",

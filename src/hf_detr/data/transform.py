@@ -17,7 +17,7 @@ from .augmentation import PaperAugmentation, paper_augmentation
 from .formats.base import UNREADABLE
 from .masks import boxes_from_masks
 from .random_numbers import between
-from .strong_augmentation import ImageAugmentation, StrongAugmentation
+from .strong_augmentation import FlipAndResize, ImageAugmentation, StrongAugmentation
 from .targets import columns_of, read_targets, replace_objects
 
 Augment = Callable[..., dict[str, Any]]
@@ -35,9 +35,9 @@ class DetectionTransform:
 
     `processor` is a DetrImageProcessor; it is called image by image without padding, so that labels are those of
     the visible image and padding happens once, in `DetectionCollator`. `augment` changes rows before: "paper"
-    (`augmentation.PaperAugmentation` at the processor's own size), "strong" (`strong_augmentation.StrongAugmentation`,
-    for few images), a callable from row to row ({image, image_id, width, height, objects}), or several in turn. An
-    augmentation may have these attributes:
+    (`augmentation.PaperAugmentation` at the processor's own size), "flip" (every second image mirrored), "strong"
+    (`strong_augmentation.StrongAugmentation`, for few images), a callable from row to row ({image, image_id, width,
+    height, objects}), or several in turn. An augmentation may have these attributes:
         resizes: true: images have their final size, and the processor does not resize again unless its size is exact;
         mixes: true: it is called with a row and a function that gives another row of the data set, as random and as
             augmented by those before it; `transform_dataset` tells of which data set;
@@ -198,6 +198,8 @@ class _OfOneRow:
 def _augmentations(augment: Any, size: dict[str, int | None]) -> list[Augment]:
     if augment is None:
         return []
+    if augment == "flip":
+        return [FlipAndResize(size)]
     if augment == "strong":
         return [StrongAugmentation(size)]
     if augment == "paper":
@@ -210,7 +212,7 @@ def _augmentations(augment: Any, size: dict[str, int | None]) -> list[Augment]:
     several = list(augment) if isinstance(augment, (list, tuple)) else [augment]
     if not all(callable(one) for one in several):
         raise TypeError(
-            f"augment must be 'paper', 'strong', a callable from row to row, or a list of them, got {augment!r}."
+            f"augment must be 'paper', 'flip', 'strong', a callable from row to row, or a list of them, not {augment!r}."
         )
     return several
 

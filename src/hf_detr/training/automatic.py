@@ -31,7 +31,7 @@ EDGE_STEP_PX = 32  # sizes are multiples of the stride of most backbones
 # objects of the same images have 0.26 and more (docs/results.md, BCCD).
 CELLS_OF_SMALL_BOX = 1.0
 # The same few images are learnt by heart otherwise; but harder images take longer: on 205 photographs of BCCD "strong"
-# has the AP of flips alone after some 35 passes, and less before (docs/results.md).
+# has the AP of flips alone after some 35 passes, and less before, as has "paper" (docs/results.md).
 FEW_IMAGES, AUGMENTATION_OF_FEW, PASSES_OF_STRONG = 1_000, "strong", 40
 
 # -- steps ------------------------------------------------------------------------------------------------------------
@@ -281,9 +281,11 @@ def _augment(case: _Case) -> Pick:
     few, passes = case.data.images < FEW_IMAGES, case.settled["epochs"]
     if passes is None and case.settled.get("max_steps"):
         passes = case.settled["max_steps"] / case.steps_an_epoch
-    found = AUGMENTATION_OF_FEW if few and (passes or 0) >= PASSES_OF_STRONG else "paper"
-    because = f"{'fewer' if few else 'not fewer'} than {FEW_IMAGES:,} images"
-    if few and found == "paper":
+    found, because = "paper", f"{'fewer' if few else 'not fewer'} than {FEW_IMAGES:,} images"
+    if few and (passes or 0) >= PASSES_OF_STRONG:
+        found = AUGMENTATION_OF_FEW
+    elif few:
+        found = "flip" if case.start.is_small else "paper"
         because += ", on a clock" if passes is None else f", but fewer than {PASSES_OF_STRONG} passes"
     return Pick(found, f"augmentation {found}", because)
 
