@@ -212,7 +212,7 @@ def _augmentations(augment: Any, size: dict[str, int | None]) -> list[Augment]:
     several = list(augment) if isinstance(augment, (list, tuple)) else [augment]
     if not all(callable(one) for one in several):
         raise TypeError(
-            f"augment must be 'paper', 'flip', 'strong', a callable from row to row, or a list of them, not {augment!r}."
+            f"augment must be 'paper', 'flip', 'strong', a callable from row to row or several, not {augment!r}."
         )
     return several
 
