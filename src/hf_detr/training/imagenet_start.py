@@ -84,7 +84,7 @@ def imagenet_start_folder() -> str:
             model.save_pretrained(half)
             processor.save_pretrained(half)
             folder.mkdir(exist_ok=True)
-            for name in _FILES:  # each whole, whoever else does the same
+            for name in _FILES:  # each is whole, also where two processes do this
                 os.replace(shutil.move(Path(half, name), folder / f"{name}.{os.getpid()}"), folder / name)
     return str(folder)
 
