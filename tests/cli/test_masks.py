@@ -216,8 +216,8 @@ def test_masks_have_a_report_and_thresholds_and_segments_have_none(of_instances,
     assert main(["evaluate", str(run), data, "--report", str(page), "--device", "cpu"]) == 0
     text = page.read_text()
     assert "AP and every IoU here are those of masks" in text
-    assert "annotations, and beside them what was found" in text
-    assert text.count("data:image/jpeg") == 3
+    assert "annotations, and beside or below them what was found" in text
+    assert text.count("data:image/jpeg") == 6  # three images, each with its annotations and with what was found
     assert main(["evaluate", str(run), data, "--task", "detection", "--save-thresholds", "--device", "cpu"]) == 0
     saved = json.loads((run / "preprocessor_config.json").read_text())["class_thresholds"]
     assert saved

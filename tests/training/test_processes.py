@@ -59,6 +59,7 @@ def _process(rank: int, port: int, folder: Path, batch_size: int, accumulate: in
     }
     torch.set_num_threads(1)
     _one_step(folder, batch_size, accumulate)
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])

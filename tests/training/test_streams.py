@@ -281,6 +281,7 @@ def _process(rank: int, port: int, folder: Path) -> None:
         torch.equal(weight, resumed.model.state_dict()[name]) for name, weight in undisturbed.model.state_dict().items()
     )
     (folder / f"{rank}.json").write_text(json.dumps(numbers))
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow

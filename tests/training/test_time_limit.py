@@ -206,6 +206,7 @@ def _process(rank: int, port: int, folder: Path) -> None:
     )
     trainer.train()
     (folder / f"{rank}.txt").write_text(f"{limit.steps} {trainer.state.global_step}")
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow

@@ -281,6 +281,7 @@ def train(args: argparse.Namespace) -> int:
         print(f"\n{what} Go on with:\n  {_command(args)}")
         return 130
     write_run_folder(args, trainer, processor, splits, report)
+    trainer.accelerator.end_training()  # a process that leaves its group's threads behind may abort at its end
     return 0
 
 
