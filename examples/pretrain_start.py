@@ -49,7 +49,7 @@ def paint_scene(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     size_px, spread = np.exp(rng.uniform(np.log(18), np.log(170))), rng.uniform(0.05, 0.4)
     most = int(np.clip(0.9 * (SIDE / size_px) ** 2, 1, 30))
     kinds = rng.choice(len(SHAPES), size=rng.integers(1, 4))  # few kinds a scene, as in photographs of one thing
-    fill = rng.random() < 0.5 and texture(rng, SIDE, SIDE)  # shared by the scene's objects, or of their own
+    fill = texture(rng, SIDE, SIDE) if rng.random() < 0.5 else None  # shared by the scene's objects
     boxes: list[tuple[float, float, float, float]] = []
     classes: list[int] = []
     for _ in range(rng.integers(1, most + 1)):
@@ -136,12 +136,12 @@ def place(rng: Rng, size_hw: tuple[int, int], boxes: list) -> tuple[int, int, in
     return None
 
 
-def blend(rng: Rng, canvas: np.ndarray, coverage: np.ndarray, box: tuple, fill: np.ndarray | bool) -> None:
+def blend(rng: Rng, canvas: np.ndarray, coverage: np.ndarray, box: tuple, fill: np.ndarray | None) -> None:
     """Paints an object into `canvas`, in place: a texture, or a colour that differs from what lies under it, some with
     a rim of another brightness and a soft edge."""
     left, top, right, bottom = box
     under = canvas[top:bottom, left:right]
-    if isinstance(fill, np.ndarray):
+    if fill is not None:
         paint = fill[top:bottom, left:right] + 25 * rng.standard_normal(3)
     elif rng.random() < 0.3:
         paint = texture(rng, *coverage.shape)

@@ -62,13 +62,14 @@ def train(
     orders, flips = random.Random(seed), random.Random(seed + 1)
     minutes *= settings["share_of_time"]
     budget, clock, step, order, curve = 60 * minutes, 0.0, 0, [], []
-    backbone = [p for p in model.model.backbone.parameters() if p.requires_grad]
-    for parameter in backbone:
-        parameter.requires_grad_(not settings["frozen_share"])
+    frozen = [p for p in model.model.backbone.parameters() if p.requires_grad] if settings["frozen_share"] else []
+    for parameter in frozen:
+        parameter.requires_grad_(False)
     while True:
-        if clock >= settings["frozen_share"] * budget:
-            for parameter in backbone:
+        if frozen and clock >= settings["frozen_share"] * budget:
+            for parameter in frozen:
                 parameter.requires_grad_(True)
+            frozen = []
         if clock >= budget * (len(curve) + 1) / points:
             weights = average.model if average else copy.deepcopy(model).eval()
             numbers = evaluate_model(weights, case.processor, case.test, batch_size=32).compute()

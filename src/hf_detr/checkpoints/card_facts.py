@@ -11,6 +11,7 @@ from huggingface_hub import metadata_load
 from transformers import PreTrainedModel
 
 from .. import __version__
+from ..data.verification import cache_folder
 from ..evaluation.tasks import task_of
 from .imagenet import FOLDER_PREFIX
 from .stock_check import StockCheck, check_in_stock
@@ -72,7 +73,7 @@ def base_of(checkpoint: str | None) -> tuple[str | None, str]:
         return (checkpoint, checkpoint) if _is_hub_name(checkpoint) else (None, "a local checkpoint")
     if folder.resolve() == Path(tiny_checkpoint()).resolve():
         return None, "the tiny checkpoint of hf_detr"
-    if folder.name.startswith(FOLDER_PREFIX):
+    if folder.name.startswith(FOLDER_PREFIX) and folder.resolve().parent == cache_folder().resolve():
         return None, "EfficientNet-Lite0 of ImageNet and a transformer of hf_detr, trained on generated scenes"
     try:
         base = (metadata_load(folder / "README.md") or {}).get("base_model")

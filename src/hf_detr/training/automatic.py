@@ -31,7 +31,7 @@ EDGE_STEP_PX = 32  # sizes are multiples of the stride of most backbones
 # objects of the same images have 0.26 and more (docs/results.md, BCCD).
 CELLS_OF_SMALL_BOX = 1.0
 # The same few images are learnt by heart otherwise; but harder images take longer: on 205 photographs of BCCD "strong"
-# has the AP of flips alone after some 35 passes, and less before, as has "paper" (docs/results.md).
+# has the AP of flips alone after some 35 passes and less before, "paper" less in all 43 (docs/results.md).
 FEW_IMAGES, AUGMENTATION_OF_FEW, PASSES_OF_STRONG = 1_000, "strong", 40
 
 # -- steps ------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@ for where no hub can be reached, and for processors."""
 
 import hashlib
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -62,11 +61,11 @@ def imagenet_start(
     _load_in_order(model.model.backbone.conv_encoder.model, weights)
     known = load_file(transformer_file() if transformer is None else transformer)
     with torch.no_grad():
-        for name, weights_here in model.state_dict().items():
-            tensor = None if name.startswith(_LEFT_OUT) else known.get(name)
-            if tensor is not None and tensor.shape[1:] == weights_here.shape[1:]:
-                rows = min(len(tensor), len(weights_here))  # of queries; all of everything else
-                weights_here[:rows] = tensor[:rows]
+        for name, own in model.state_dict().items():
+            trained = None if name.startswith(_LEFT_OUT) else known.get(name)
+            if trained is not None and trained.shape[1:] == own.shape[1:]:
+                rows = min(len(trained), len(own))  # of queries; all of everything else
+                own[:rows] = trained[:rows]
     half = [0.5, 0.5, 0.5]  # what this backbone was trained with
     size = {"shortest_edge": 240, "longest_edge": 320}
     return model, DetrImageProcessor(size=size, image_mean=half, image_std=half)
@@ -85,7 +84,7 @@ def imagenet_start_folder() -> str:
             processor.save_pretrained(half)
             folder.mkdir(exist_ok=True)
             for name in _FILES:  # each is whole, also where two processes do this
-                os.replace(shutil.move(Path(half, name), folder / f"{name}.{os.getpid()}"), folder / name)
+                os.replace(Path(half, name), folder / name)
     return str(folder)
 
 

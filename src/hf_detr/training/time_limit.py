@@ -119,9 +119,10 @@ class TimeLimit(TrainerCallback, ExportableState):
         is_due = every is not None and step % every == 0
         if self.steps is None or self.evaluation_s is None:  # from the first evaluation on, steps are not alone
             self._ends_s.append(used_s)
-            later = self._ends_s[(len(self._ends_s) - 1) // 2 :]
-            if len(later) > 1:
-                self.step_s = (later[-1] - later[0]) / (len(later) - 1)
+            last = len(self._ends_s) - 1
+            middle = last // 2
+            if last:
+                self.step_s = (self._ends_s[last] - self._ends_s[middle]) / (last - middle)
             elif is_due:
                 self.step_s = used_s - self._began_at_s
         enough = len(self._ends_s) >= _FEWEST_MEASURED and used_s >= _MEASURED * self.seconds
