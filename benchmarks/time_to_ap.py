@@ -3,12 +3,13 @@
     python benchmarks/time_to_ap.py digits --minutes 10 --seeds 3 --jobs 2
     python benchmarks/time_to_ap.py bccd --data ../shared/data/bccd --start runs/start --minutes 15
     python benchmarks/time_to_ap.py digits --only denoising groups average   # one training-only part at a time
-    python benchmarks/time_to_ap.py digits --minutes 120 --only fast --save runs/of --output runs/of.json
+    python benchmarks/time_to_ap.py digits --minutes 120 --only fast --threads 2 --save runs/of --output runs/of.json
     python benchmarks/time_to_ap.py digits --only fast-teacher-by-query --teacher runs/of/fast-0
 
-Every run is a process of its own with one thread, `--jobs` of them at once (no more than there are cores; one on a
-GPU). Results are merged into benchmarks/results/time_to_ap_<case>_<device>.json after each run, and plotted beside it;
-runs that are there with the same settings and clock are not run again, so that a sweep that was stopped goes on.
+Every run is a process of its own with one thread (`--threads`: a teacher is there sooner with more), `--jobs` of them
+at once (no more than there are cores; one on a GPU). Results are merged into
+benchmarks/results/time_to_ap_<case>_<device>.json after each run, and plotted beside it; runs that are there with the
+same settings and clock are not run again, so that a sweep that was stopped goes on.
 """
 
 import argparse
@@ -93,6 +94,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--points", type=int, default=15, help="evaluations of each run")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds 0, 1, ...")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--threads", type=int, default=1, help="of each run; the clock counts what all of them compute")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, help="the folder of the photographs, for bccd")
     parser.add_argument("--start", type=Path, help="the model to start from, for bccd")
@@ -119,7 +121,7 @@ def start_run(args: argparse.Namespace, name: str, seed: int, core: int, prepare
         command += [f"--{option}", str(value)] if value else []
     if args.device == "cpu" and shutil.which("taskset") and args.jobs > 1:
         command = ["taskset", "-c", str(sorted(os.sched_getaffinity(0))[core]), *command]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -145,7 +147,8 @@ def environment(args: argparse.Namespace) -> dict:
     import torch
     import transformers
 
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU ({platform.machine()}), 1 thread a run"
+    threads = f"{args.threads} thread{'s' if args.threads > 1 else ''} a run"
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU ({platform.machine()}), {threads}"
     return {"device": device, "cores": os.cpu_count(), "jobs": args.jobs, "torch": torch.__version__,
             "transformers": transformers.__version__, "python": platform.python_version()}  # fmt: skip
 
