@@ -110,3 +110,5 @@ def test_page_and_endpoint_begin_with_the_saved_thresholds_unless_one_is_given(s
             assert {row["category_id"] for row in answer["images"][0]["detections"]} == expected
             page = app.routes[-1].app.get_blocks()
             assert own in [block.value for block in page.blocks.values() if isinstance(block, gr.State)]
+            [accordion] = [block for block in page.blocks.values() if isinstance(block, gr.Accordion)]
+            assert accordion.open == bool(own)  # they are seen at once

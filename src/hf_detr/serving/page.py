@@ -55,9 +55,11 @@ def create_page(detector: Detector, threshold: float, by_class: Thresholds) -> g
                 files = gr.File(
                     label="One image or several", file_count="multiple", file_types=suffixes, elem_id="files"
                 )
-                slider = gr.Slider(0, 1, threshold, step=0.01, label="Threshold, all classes", elem_id="all")
+                # classes that have one of their own are shown with it at once: the slider of all says nothing of them
+                info = "Moving it sets every class." if by_class else None
+                slider = gr.Slider(0, 1, threshold, step=0.01, label="Threshold, all classes", info=info, elem_id="all")
                 style = gr.Radio(["masks", "boxes"], value="masks", label="Show", visible=view.has_masks)
-                sliders = gr.Accordion("Thresholds by class", open=False, elem_id="by-class")
+                sliders = gr.Accordion("Thresholds by class", open=bool(by_class), elem_id="by-class")
                 with gr.Row():
                     as_json = gr.DownloadButton(
                         "Save JSON", interactive=False, elem_id="json", size="md", min_width=100
