@@ -133,6 +133,7 @@ CONTESTANTS: dict[str, dict] = {
     "fast-teacher-by-query": {**FAST, "teacher": "by query"},
     "fast-batch-half-teacher-matched": {**FAST, "batch": 0.5, "teacher": "matched"},
     "fast-batch-half-teacher-by-query": {**FAST, "batch": 0.5, "teacher": "by query"},
+    "fast-batch-half-paper-teacher-by-query": {**FAST, "batch": 0.5, "augment": "paper", "teacher": "by query"},
     "fast-batch-half-strong-teacher-by-query": {**FAST, "batch": 0.5, "augment": "strong", "teacher": "by query"},
     # several queries for an object
     "fast-dac": {**FAST, "one_to_many": "dac"},
