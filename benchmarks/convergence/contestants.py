@@ -42,6 +42,7 @@ DEFAULTS = {
     "example_recipe": False,  # the optimizer of transformers' example and guide
     "restored": False,  # stock, with the activations in the backbone's norms that it drops
     "teacher": "",  # how the queries of --teacher's detector are those of the student, see `Lessons`; its time counts
+    "teacher_weight": 1.0,  # of the loss of what it says
     "one_to_many": "",  # or "dac", "ms" or "hybrid", see `one_to_many`, which the next five are for
     "many_share": 1.0,  # of the clock, from its start, in which it is done
     "many_k": 6,  # queries that an object has at most
@@ -133,6 +134,7 @@ CONTESTANTS: dict[str, dict] = {
     "fast-teacher-by-query": {**FAST, "teacher": "by query"},
     "fast-batch-half-teacher-matched": {**FAST, "batch": 0.5, "teacher": "matched"},
     "fast-batch-half-teacher-by-query": {**FAST, "batch": 0.5, "teacher": "by query"},
+    "fast-batch-half-teacher-weight-3": {**FAST, "batch": 0.5, "teacher": "by query", "teacher_weight": 3.0},
     "fast-batch-half-paper-teacher-by-query": {**FAST, "batch": 0.5, "augment": "paper", "teacher": "by query"},
     "fast-batch-half-strong-teacher-by-query": {**FAST, "batch": 0.5, "augment": "strong", "teacher": "by query"},
     # several queries for an object

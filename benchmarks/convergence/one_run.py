@@ -105,7 +105,10 @@ def train(
         if settings["one_to_many"]:
             model.is_on = clock < budget * settings["many_share"]
         with torch.autocast(device, torch.bfloat16, enabled=mixed_precision):
-            loss = model(**batch).loss
+            outputs = model(**batch)
+        loss = outputs.loss
+        if lessons and settings["teacher_weight"] != 1:
+            loss = loss + (settings["teacher_weight"] - 1) * outputs.loss_dict["loss_teacher"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
