@@ -125,6 +125,7 @@ CONTESTANTS: dict[str, dict] = {
     "fast-augment-paper": {**FAST, "augment": "paper"},
     "fast-augment-strong": {**FAST, "augment": "strong"},
     "fast-batch-half": {**FAST, "batch": 0.5},
+    "fast-batch-half-without-denoising": {**FAST, "batch": 0.5, "denoising_queries": 0},
     "fast-batch-half-paper": {**FAST, "batch": 0.5, "augment": "paper"},
     "fast-batch-half-strong": {**FAST, "batch": 0.5, "augment": "strong"},
     "fast-batch-half-frozen": {**FAST, "batch": 0.5, "freeze_backbone_until": "all"},
