@@ -24,7 +24,7 @@ def models(tmp_path):
     def both(kind: str) -> tuple[DetrForObjectDetection, DetrForObjectDetection]:
         small_model(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0).save_pretrained(tmp_path)
         made = []
-        for name in ("fast", f"fast-{kind}"):
+        for name in ("fast-dn", f"fast-dn-{kind}"):
             torch.manual_seed(0)
             made.append(make_model(tmp_path, settings_of(name)))
         return tuple(made)

@@ -57,7 +57,8 @@ def test_contestants_start_from_the_same_outputs(tmp_path):
         torch.testing.assert_close(output.logits, outputs["paper"].logits, rtol=0, atol=1e-4, msg=name)
     for name in set(names) - {"stock"}:
         assert all(getattr(models[name].config, field) == settings_of(name)[field] for field in FIELDS), name
-    assert models["fast"].training_only.queries is not None
+    assert models["base"].training_only.queries is not None
+    assert models["fast"].training_only.queries is None
     assert models["fast"].training_only.encoder_head is not None
 
 

@@ -33,7 +33,6 @@ class Recipe:
 RECIPES = {
     "paper": Recipe(),
     "fast": Recipe(
-        denoising_queries=3,
         encoder_auxiliary_loss=True,
         iou_aware_classification=True,
         muon=True,
