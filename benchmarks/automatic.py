@@ -44,6 +44,7 @@ def main() -> None:
     recorded = json.loads(args.output.read_text()) if args.output.exists() else {"sets": {}}
     if recorded["sets"] and recorded["time_limit"] != args.time_limit:
         parser.error(f"{args.output} holds trainings of {recorded['time_limit']}; name another file")
+    torch.set_num_threads(1)  # as in the trainings, for what is recorded
     recorded |= {"time_limit": args.time_limit, "environment": environment.describe(torch.device("cpu"), quick=True)}
     for name in args.only:
         if name not in recorded["sets"] and (name != "bccd" or args.bccd):
