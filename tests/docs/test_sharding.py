@@ -1,18 +1,16 @@
 """What the page on fine-tuning says of FSDP: a model divided among processes trains as a whole one."""
 
-import os
-import socket
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from hf_detr.training import parameter_groups
+from tests.processes import in_two_processes
 from tests.small_models import images, small_model, targets
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
@@ -38,10 +36,8 @@ def _train(model, pixel_values, labels, boxes: int, num_images: int, share: int)
     return losses, {name: _whole(tensor) for name, tensor in model.state_dict().items()}
 
 
-def _process(rank: int, port: int, each_layer: bool, folder: Path) -> None:
-    torch.set_num_threads(1)
+def _process(rank: int, each_layer: bool, folder: Path) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo")
     model = small_model(**NO_DROPOUT).train()
     if each_layer:
@@ -56,7 +52,6 @@ def _process(rank: int, port: int, each_layer: bool, folder: Path) -> None:
     dist.all_reduce(shares)
     if rank == 0:
         torch.save({"losses": shares, "weights": weights}, folder / "sharded.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
@@ -67,10 +62,7 @@ def test_weights_divided_among_two_processes_train_as_whole_ones(each_layer, tmp
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     assert frozen  # beside trained ones in one module
     losses, weights = _train(model, pixel_values, labels, boxes=6, num_images=4, share=1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_process, (port, each_layer, tmp_path), nprocs=2)
+    in_two_processes(_process, each_layer, tmp_path)
     sharded = torch.load(tmp_path / "sharded.pt")
     torch.testing.assert_close(sharded["losses"], torch.stack(losses), rtol=1e-5, atol=1e-5)
     for name, weight in weights.items():

@@ -1,39 +1,18 @@
 """Law 6: two processes, or several micro-batches, are one big batch (dropout off), for boxes and masks alike."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from tests.processes import in_two_processes
 from tests.small_models import images, small_segmenter, targets
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 COUNTS = (3, 1, 0, 7)  # objects of the four images: processes and micro-batches have unlike numbers of them
 SIZES = [(64, 64)] * 4
-
-WORKER = """
-import json, sys
-import torch
-import torch.distributed as dist
-from tests.laws.test_counting import NO_DROPOUT, COUNTS, SIZES, flat_gradient
-from tests.small_models import images, small_segmenter, targets
-
-rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-model = small_segmenter(**NO_DROPOUT).double().train()
-parallel = torch.nn.parallel.DistributedDataParallel(model)
-mine = slice(2 * rank, 2 * rank + 2)
-outputs = parallel(images(*SIZES)[0][mine].double(), labels=targets(*COUNTS, sizes_hw=SIZES)[mine])
-outputs.loss.backward()  # averages the gradients
-losses = {name: value.item() for name, value in outputs.loss_dict.items()}
-if rank == 0:
-    torch.save(flat_gradient(model), out + ".pt")
-open(f"{out}.{rank}.json", "w").write(json.dumps({"loss": outputs.loss.item(), **losses}))
-dist.destroy_process_group()
-"""
 
 
 def flat_gradient(model) -> torch.Tensor:
@@ -47,20 +26,28 @@ def one_batch():
     return outputs, flat_gradient(model)
 
 
+def _own_batch(rank: int, folder: Path) -> None:
+    """Leaves the losses of each process in `folder`, and the gradient."""
+    dist.init_process_group("gloo")
+    model = small_segmenter(**NO_DROPOUT).double().train()
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    own = slice(2 * rank, 2 * rank + 2)
+    outputs = parallel(images(*SIZES)[0][own].double(), labels=targets(*COUNTS, sizes_hw=SIZES)[own])
+    outputs.loss.backward()  # averages the gradients
+    losses = {name: value.item() for name, value in outputs.loss_dict.items()}
+    if rank == 0:
+        torch.save(flat_gradient(model), folder / "gradient.pt")
+    (folder / f"{rank}.json").write_text(json.dumps({"loss": outputs.loss.item(), **losses}))
+
+
 def test_two_processes_are_one_process_with_both_batches(tmp_path):
-    root = Path(__file__).resolve().parents[2]
-    arguments = [str(tmp_path / "store"), str(tmp_path / "out")]
-    processes = [
-        subprocess.Popen([sys.executable, "-W", "ignore", "-c", WORKER, str(rank), *arguments], cwd=root)
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    in_two_processes(_own_batch, tmp_path)
     whole, gradient = one_batch()
-    ranks = [json.loads((tmp_path / f"out.{rank}.json").read_text()) for rank in range(2)]
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for name, value in {"loss": whole.loss, **whole.loss_dict}.items():
         if "error" not in name:  # only looked at, each process its own
             assert sum(rank[name] for rank in ranks) / 2 == pytest.approx(value.item(), rel=1e-5), name
-    assert torch.allclose(torch.load(tmp_path / "out.pt"), gradient, atol=1e-7, rtol=1e-4)
+    assert torch.allclose(torch.load(tmp_path / "gradient.pt"), gradient, atol=1e-7, rtol=1e-4)
 
 
 def test_accumulated_micro_batches_are_one_batch():

@@ -2,14 +2,14 @@
 
 import json
 import os
-import socket
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from hf_detr.training import DetrTrainer
+from tests.processes import in_two_processes
 
 from .conftest import arguments, model, scenes, training_log, transformed
 
@@ -41,37 +41,23 @@ def _one_step(folder: Path, batch_size: int, accumulate: int = 1) -> None:
         if trainer.is_world_process_zero():
             torch.save(gradients, folder / "gradients.pt")
 
-    torch.optim.AdamW.step = record
-    trainer.train()
+    with mock.patch.object(torch.optim.AdamW, "step", record):
+        trainer.train()
     if trainer.is_world_process_zero():
         numbers = {"log": training_log(trainer), "metrics": metrics, "ids": [one["image_id"] for one in predictions]}
         (folder / "numbers.json").write_text(json.dumps(numbers))
 
 
-def _process(rank: int, port: int, folder: Path, batch_size: int, accumulate: int) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    torch.set_num_threads(1)
+def _process(rank: int, folder: Path, batch_size: int, accumulate: int) -> None:
     _one_step(folder, batch_size, accumulate)
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
-def test_two_processes_are_one_with_both_batches(tmp_path, batch_size, accumulate, monkeypatch):
+def test_two_processes_are_one_with_both_batches(tmp_path, batch_size, accumulate):
     """Law 6, for losses, gradients, AP and the evaluation's loss; each image is evaluated once."""
     one, two = tmp_path / "one", tmp_path / "two"
-    monkeypatch.setattr(torch.optim.AdamW, "step", torch.optim.AdamW.step)  # put back at the end
     _one_step(one, 4)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_process, (port, two, batch_size, accumulate), nprocs=2)
+    in_two_processes(_process, two, batch_size, accumulate)
 
     expected, got = (json.loads((folder / "numbers.json").read_text()) for folder in (one, two))
     for name, value in expected["log"][0].items():

@@ -1,8 +1,6 @@
 """Training on streams: every row once a pass, and after a resume the next row, not the first."""
 
 import json
-import os
-import socket
 import tarfile
 from functools import partial
 from io import BytesIO
@@ -11,13 +9,13 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-import torch.multiprocessing as mp
 from datasets import Dataset, Image, IterableDataset, interleave_datasets
 from torch.utils.data import DataLoader
 
 from hf_detr.data.loading import load_detection_dataset
 from hf_detr.training import DetrTrainer
 from hf_detr.training.streams import StreamBatches
+from tests.processes import in_two_processes
 
 from .conftest import arguments, model, scenes, training_log, transformed
 
@@ -251,17 +249,7 @@ class Recording(DetrTrainer):
         return super().compute_loss(model, inputs, **options)
 
 
-def _process(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    torch.set_num_threads(1)
-
+def _process(rank: int, folder: Path) -> None:
     def trained(name, resume):
         settings = {"max_steps": 6, "eval_strategy": "no", "save_strategy": "steps", "save_steps": 2}
         settings |= {"per_device_train_batch_size": 1, "save_total_limit": None, "ddp_backend": "gloo"}
@@ -281,15 +269,11 @@ def _process(rank: int, port: int, folder: Path) -> None:
         torch.equal(weight, resumed.model.state_dict()[name]) for name, weight in undisturbed.model.state_dict().items()
     )
     (folder / f"{rank}.json").write_text(json.dumps(numbers))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_train_on_every_row_once_a_pass_and_resume(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_process, (port, tmp_path), nprocs=2)
+    in_two_processes(_process, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first["seen"][:3] == [0, 2, 4]
     assert second["seen"] == [1, 3, 1, 3, 1, 3]  # who is through first begins its next pass

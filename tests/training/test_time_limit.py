@@ -1,16 +1,14 @@
 """A training under a time limit, by a clock that the test moves: a second a step, two an evaluation."""
 
-import os
-import socket
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from transformers import TrainerCallback
 
 from hf_detr.training import TimeLimit
+from tests.processes import in_two_processes
 
 from .conftest import model, scenes, trainer_maker, training_log
 
@@ -191,28 +189,16 @@ def test_a_run_that_ends_in_time_warns_of_nothing(make_trainer):
         trainer.train()
 
 
-def _process(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
+def _process(rank: int, folder: Path) -> None:
     # what the second process would decide by its own clock is another number, and it would leave the first one waiting
     trainer, limit, _ = limited(
         trainer_maker(folder), Clock(step_s=STEP_S * (1 + rank)), save_strategy="no", ddp_backend="gloo"
     )
     trainer.train()
     (folder / f"{rank}.txt").write_text(f"{limit.steps} {trainer.state.global_step}")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_all_processes_keep_to_the_clock_of_the_first(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_process, (port, tmp_path), nprocs=2)
+    in_two_processes(_process, tmp_path)
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [f"{PLANNED} {PLANNED}"] * 2
