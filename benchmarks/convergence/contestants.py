@@ -24,7 +24,9 @@ DEFAULTS = {
     "query_groups": 1,
     "encoder_auxiliary_loss": False,
     "iou_aware_classification": False,
-    "freeze_backbone_until": None,  # as the start has it
+    "freeze_backbone_until": None,  # as the start has it, as are the next two
+    "dropout": None,
+    "num_queries": None,
     "local_start": 0.0,  # the gain; see `variants`
     "averages": False,  # the moving average of recipe="fast"
     "class_head_rate": 1.0,  # times the transformer's learning rate
@@ -57,6 +59,8 @@ FIELDS = (
     "auxiliary_loss", "denoising_box_noise", "denoising_label_noise", "iou_aware_classification", "query_groups",
     "denoising_queries", "encoder_auxiliary_loss",
 )  # fmt: skip
+# and fields that the start decides, unless a contestant does
+OF_START = ("freeze_backbone_until", "dropout")
 
 # recipe="fast", which a test compares with the package's
 FAST = {
@@ -108,6 +112,10 @@ CONTESTANTS: dict[str, dict] = {
     "fast-rate-half": {**FAST, "rate": 0.5},
     "fast-one-cycle": {**FAST, "schedule": "one-cycle", "rate": 2.0},
     "fast-step": {**FAST, "schedule": "step"},
+    "fast-paper-schedule": {**FAST, "schedule": "paper"},
+    "fast-dropout": {**FAST, "dropout": 0.1},
+    "fast-queries-20": {**FAST, "num_queries": 20},
+    "fast-queries-50": {**FAST, "num_queries": 50},
     "fast-clip": {**FAST, "clip": 0.1},
     "fast-head-rate-3": {**FAST, "class_head_rate": 3.0},
     "fast-progressive": {**FAST, "small_share": 0.6},
@@ -182,12 +190,13 @@ def make_model(start: Path, settings: dict) -> nn.Module:
                 _put_activations_back(model)
             return model.train()
         fields = {field: settings[field] for field in FIELDS}
-        if settings["freeze_backbone_until"] is not None:
-            fields["freeze_backbone_until"] = settings["freeze_backbone_until"]
+        fields |= {field: settings[field] for field in OF_START if settings[field] is not None}
         model_class = OneToManyDetr if settings["one_to_many"] else hf_detr.DetrForObjectDetection
         model = model_class.from_pretrained(start, **fields).train()
         if (model.training_only is None) == any(settings[f] != DEFAULTS[f] for f in FIELDS[-3:]):
             raise RuntimeError(f"{settings} and {model.training_only} do not agree.")
+        if settings["num_queries"]:
+            model.resize_queries(settings["num_queries"])
         if settings["local_start"]:
             start_with_local_attention(model, settings["local_start"])
         if settings["one_to_many"]:

@@ -137,9 +137,12 @@ def rate_at(done: float, schedule: str) -> float:
     """The share of the learning rate when `done` of the clock, in [0, 1], is over.
 
     "cosine": a warm-up over a twentieth, then a cosine to zero; "one-cycle": the same with a warm-up over a quarter;
-    "step": a warm-up over a fiftieth, and a tenth after four fifths.
+    "step": a warm-up over a fiftieth, and a tenth after four fifths; "paper": no warm-up, and a tenth after two thirds,
+    which is what `hf-detr train` does.
     """
     done = min(1.0, max(done, 1e-4))
+    if schedule == "paper":
+        return 1.0 if done < 2 / 3 else 0.1
     if schedule == "step":
         return min(1.0, done / 0.02) * (1.0 if done < 0.8 else 0.1)
     warm_up = {"cosine": 0.05, "one-cycle": 0.25}[schedule]
