@@ -25,7 +25,7 @@ DEFAULTS = {
     "encoder_auxiliary_loss": False,
     "iou_aware_classification": False,
     "freeze_backbone_until": None,  # as the start has it, as are the next two
-    "dropout": None,
+    "dropout": None,  # in all three places
     "num_queries": None,
     "local_start": 0.0,  # the gain; see `variants`
     "averages": False,  # the moving average of recipe="fast"
@@ -59,8 +59,8 @@ FIELDS = (
     "auxiliary_loss", "denoising_box_noise", "denoising_label_noise", "iou_aware_classification", "query_groups",
     "denoising_queries", "encoder_auxiliary_loss",
 )  # fmt: skip
-# and fields that the start decides, unless a contestant does
-OF_START = ("freeze_backbone_until", "dropout")
+# the places of the paper's one dropout
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")
 
 # recipe="fast", which a test compares with the package's
 FAST = {
@@ -112,7 +112,6 @@ CONTESTANTS: dict[str, dict] = {
     "fast-rate-half": {**FAST, "rate": 0.5},
     "fast-one-cycle": {**FAST, "schedule": "one-cycle", "rate": 2.0},
     "fast-step": {**FAST, "schedule": "step"},
-    "fast-paper-schedule": {**FAST, "schedule": "paper"},
     "fast-dropout": {**FAST, "dropout": 0.1},
     "fast-queries-20": {**FAST, "num_queries": 20},
     "fast-queries-50": {**FAST, "num_queries": 50},
@@ -167,6 +166,12 @@ CONTESTANTS |= {
     for name, settings in CONTESTANTS.items()
     if name.startswith("fast") and "denoising_queries" not in settings
 }
+# and each with the schedule of `hf-detr train`
+CONTESTANTS |= {
+    f"{name}-drop": {**settings, "schedule": "drop"}
+    for name, settings in CONTESTANTS.items()
+    if "schedule" not in settings
+}
 
 
 def settings_of(name: str) -> dict:
@@ -190,7 +195,10 @@ def make_model(start: Path, settings: dict) -> nn.Module:
                 _put_activations_back(model)
             return model.train()
         fields = {field: settings[field] for field in FIELDS}
-        fields |= {field: settings[field] for field in OF_START if settings[field] is not None}
+        if settings["freeze_backbone_until"] is not None:
+            fields["freeze_backbone_until"] = settings["freeze_backbone_until"]
+        if settings["dropout"] is not None:
+            fields |= dict.fromkeys(DROPOUTS, settings["dropout"])
         model_class = OneToManyDetr if settings["one_to_many"] else hf_detr.DetrForObjectDetection
         model = model_class.from_pretrained(start, **fields).train()
         if (model.training_only is None) == any(settings[f] != DEFAULTS[f] for f in FIELDS[-3:]):

@@ -137,11 +137,11 @@ def rate_at(done: float, schedule: str) -> float:
     """The share of the learning rate when `done` of the clock, in [0, 1], is over.
 
     "cosine": a warm-up over a twentieth, then a cosine to zero; "one-cycle": the same with a warm-up over a quarter;
-    "step": a warm-up over a fiftieth, and a tenth after four fifths; "paper": no warm-up, and a tenth after two thirds,
-    which is what `hf-detr train` does.
+    "step": a warm-up over a fiftieth, and a tenth after four fifths; "drop": no warm-up, and a tenth after two thirds,
+    the paper's schedule and that of `hf-detr train`.
     """
     done = min(1.0, max(done, 1e-4))
-    if schedule == "paper":
+    if schedule == "drop":
         return 1.0 if done < 2 / 3 else 0.1
     if schedule == "step":
         return min(1.0, done / 0.02) * (1.0 if done < 0.8 else 0.1)

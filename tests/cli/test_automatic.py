@@ -61,6 +61,9 @@ def test_the_start_from_imagenet_trains_and_the_card_says_what_it_was(shapes_dir
     assert str(here) not in card
 
 
+OPEN = {"epochs": "as many as fit", "dropout": "the start's"}  # None, in words
+
+
 def test_nothing_but_data_and_start_picks_says_keeps_and_trains_with_what_it_says(shapes_dir, here, capsys):
     said = run(capsys, "train", shapes_dir, *QUICK)
     assert "run folder: runs/shapes (--output names another)" in said
@@ -74,7 +77,7 @@ def test_nothing_but_data_and_start_picks_says_keeps_and_trains_with_what_it_say
     folder = here / "runs" / "shapes"
     kept = json.loads((folder / "run.json").read_text())
     assert {name: kept[name] for name in RULES} == {
-        "num_queries": 30, "image_size": 160, "augment": "flip", "recipe": "fast",
+        "num_queries": 30, "image_size": 160, "dropout": None, "augment": "flip", "recipe": "fast",
         "batch_size": 4, "epochs": None, "eval_every": 1, "learning_rate": 5e-4, "backbone_learning_rate": 5e-4,
         "lr_drop_at": 2 / 3, "clip": 1.0,
     }  # fmt: skip
@@ -88,7 +91,7 @@ def test_nothing_but_data_and_start_picks_says_keeps_and_trains_with_what_it_say
     before = sorted(here.rglob("*"))
     table = explained(capsys, shapes_dir, *QUICK)
     assert {name: value for name, (value, _) in table.items()} == {
-        name: "as many as fit" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        name: OPEN[name] if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
         for name, value in ((name, kept[name]) for name in RULES)
     }
     assert sorted(here.rglob("*")) == before
@@ -100,7 +103,24 @@ def test_nothing_but_data_and_start_picks_says_keeps_and_trains_with_what_it_say
     # and another command repeats it
     again = explained(capsys, "--config", folder / "run.json")
     assert {name: value for name, (value, _) in again.items()} == {name: value for name, (value, _) in table.items()}
+    assert again.pop("dropout") == ("the start's", "picked")
     assert {how for _, how in again.values()} == {"given"}
+
+
+@pytest.mark.parametrize(
+    ("start", "given", "expected"),
+    [
+        ("--backbone test_resnet --d-model 32 --ffn-dim 48 --encoder-layers 1 --decoder-layers 1", "", 0.0),
+        ("--backbone test_resnet --d-model 32 --ffn-dim 48 --encoder-layers 1 --decoder-layers 1", "0.3", 0.3),
+        ("--model tiny", "", 0.0),  # its own
+        ("--model tiny", "0.3", 0.3),
+    ],
+)
+def test_dropout_is_that_of_the_table_in_all_places(start, given, expected, shapes_dir, here, capsys):
+    options = [*start.split(), *(["--dropout", given] if given else [])]
+    run(capsys, "train", shapes_dir, *options, "--max-steps", "1", *QUICK[4:], "--no-check", "--output", "run")
+    config = DetrForObjectDetection.from_pretrained("run").config
+    assert {config.dropout, config.attention_dropout, config.activation_dropout} == {expected}
 
 
 def test_a_resumed_run_keeps_its_first_picks(shapes_dir, here, capsys, monkeypatch):
@@ -126,6 +146,7 @@ def test_a_resumed_run_keeps_its_first_picks(shapes_dir, here, capsys, monkeypat
 GIVEN = {
     "num_queries": 15,
     "image_size": 128,
+    "dropout": 0.25,
     "recipe": "paper",
     "batch_size": 2,
     "epochs": 7,

@@ -175,15 +175,22 @@ def test_more_images_never_mean_fewer_steps_or_more_passes_and_both_stay_within_
             before = epochs, steps
 
 
-def test_augmentation_is_strong_for_few_images_that_are_seen_often_alone():
+def test_augmentation_is_strong_for_few_images_that_are_seen_often_alone_and_light_for_a_small_transformer_on_a_clock():
     for data, start, machine in CASES:
-        few = dataclasses.replace(data, images=200)
-        assert values(few, start, machine)["augment"] == "strong"
+        few, many = (dataclasses.replace(data, images=count) for count in (200, 20_000))
         seldom = "flip" if start.is_small else "paper"
-        assert values(few, start, machine, epochs=None)["augment"] == seldom  # a time limit, of unknown passes
-        assert values(few, start, machine, epochs=None, max_steps=5)["augment"] == seldom
-        assert values(few, start, machine, epochs=None, max_steps=100_000)["augment"] == "strong"
-        assert values(dataclasses.replace(data, images=20_000), start, machine)["augment"] == "paper"
+        assert values(few, start, machine)["augment"] == "strong"
+        for one, often in ((few, "strong"), (many, "paper")):
+            assert values(one, start, machine, epochs=40)["augment"] == often
+            assert values(one, start, machine, epochs=None)["augment"] == seldom  # a time limit, of unknown passes
+            assert values(one, start, machine, epochs=None, max_steps=5)["augment"] == seldom
+            assert values(one, start, machine, epochs=None, max_steps=1_000_000)["augment"] == often
+
+
+def test_dropout_is_the_starts_none_in_a_fresh_small_transformer_and_the_papers_in_a_fresh_whole_one():
+    for data, start, machine in CASES:
+        found = values(data, start, machine)["dropout"]
+        assert found == ((0.0 if start.is_small else 0.1) if start.is_fresh else None)
 
 
 def test_evaluations_are_few_and_on_no_more_images_than_are_trained_on_meanwhile():

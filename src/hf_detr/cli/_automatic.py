@@ -28,7 +28,7 @@ REMEDY = (
     "the folder of another one, or a fresh one by --backbone resnet50"
 )
 # Settings that tell what the model sees, which have a line of their own.
-_OF_IMAGES = ("num_queries", "image_size", "augment", "recipe")
+_OF_IMAGES = ("num_queries", "image_size", "dropout", "augment", "recipe")
 _FURTHER = ("max_steps", "gradient_accumulation", "repeated_augmentation")  # that rules look at
 
 
@@ -94,7 +94,7 @@ class Automatic:
         settings = [("setting", "value", "", "because")]
         for name in RULES:
             value, picked = getattr(self.args, name), self.picks.get(name)
-            nothing = {"image_size": f"{start.edge_px}", "epochs": "as many as fit"}
+            nothing = {"image_size": f"{start.edge_px}", "dropout": "the start's", "epochs": "as many as fit"}
             shown = nothing[name] if value is None else f"{value:.4g}" if isinstance(value, float) else f"{value}"
             why = ("picked", picked.because) if picked else ("given", "")
             settings.append((f"--{name.replace('_', '-')}", shown, *why))

@@ -132,7 +132,7 @@ def build_model(args: argparse.Namespace, splits: Splits, checkpoint: Path | Non
         model, processor = _fresh_model(args, names), DetrImageProcessor()
     else:
         # published files hold auxiliary_loss=False, which changes nothing at inference and much in training
-        model = _trained_model(args, names, auxiliary_loss=True)
+        model = _trained_model(args, names, auxiliary_loss=True, **_dropouts(args))
         processor = load_processor(args.model)
         if args.num_queries and args.num_queries != model.config.num_queries:
             model.resize_queries(args.num_queries)
@@ -152,6 +152,12 @@ def _trained_model(args: argparse.Namespace, names: dict[int, str], **options: A
     return model
 
 
+def _dropouts(args: argparse.Namespace) -> dict[str, float]:
+    """The paper's one dropout, in all places; nothing where the start's own stay."""
+    names = ("dropout", "attention_dropout", "activation_dropout")
+    return {} if args.dropout is None else dict.fromkeys(names, args.dropout)
+
+
 def _fresh_model(args: argparse.Namespace, names: dict[int, str]) -> Model:
     # random norms and stages must learn; published ones are frozen as in the paper
     thawed = {} if args.pretrained_backbone else {"freeze_backbone_norms": False, "freeze_backbone_until": None}
@@ -169,6 +175,7 @@ def _fresh_model(args: argparse.Namespace, names: dict[int, str]) -> Model:
         decoder_ffn_dim=args.ffn_dim,
         id2label=names,
         label2id={name: index for index, name in names.items()},
+        **_dropouts(args),
         **thawed,
     )
     try:

@@ -133,6 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--lr-drop-at", type=fraction, metavar="SHARE", help="of the training, then rates / 10; 1: never"
     )
+    training.add_argument("--dropout", type=fraction, metavar="P", help="of the transformer, in all places")
     training.add_argument("--clip", type=above_zero, metavar="NORM", help="of the gradient, at most")
     training.add_argument(
         "--recipe", choices=("paper", "fast"), help="fast: training-only parts that leave a plain DETR; paper: none",
@@ -281,7 +282,11 @@ def train(args: argparse.Namespace) -> int:
         print(f"\n{what} Go on with:\n  {_command(args)}")
         return 130
     write_run_folder(args, trainer, processor, splits, report)
-    trainer.accelerator.end_training()  # a process that leaves its group's threads behind may abort at its end
+    # A process that leaves its group's threads behind may abort at its end, and a wrapped model holds its group.
+    accelerator = trainer.accelerator
+    del trainer
+    accelerator.free_memory()
+    accelerator.end_training()
     return 0
 
 
