@@ -207,12 +207,15 @@ def test_rates_are_the_papers_for_its_width_and_grow_with_the_images_of_a_step_b
         found = [values(data, start, machine, batch_size=batch) for batch in (1, 2, 4, 16, 64)]
         rates = [one["learning_rate"] for one in found]
         assert rates == sorted(rates)
-        assert rates[-1] <= automatic.MOST_SMALL_RATE
+        assert rates[-1] <= automatic.MOST_SMALL_RATE * (automatic.FRESH_FACTOR if start.is_fresh else 1)
         paper = values(data, start, machine, batch_size=64, recipe="paper")
         assert paper["learning_rate"] <= rates[-1]
         for one in found:
             assert one["backbone_learning_rate"] <= one["learning_rate"]
             assert (one["backbone_learning_rate"] == one["learning_rate"]) == start.backbone_is_live
+        trained = values(data, dataclasses.replace(start, is_fresh=False), machine, batch_size=16)
+        fresh = values(data, dataclasses.replace(start, is_fresh=True), machine, batch_size=16)
+        assert fresh["learning_rate"] == trained["learning_rate"] * (2 if start.is_small else 1)
         if not start.is_small:
             assert set(rates) == {1e-4}
             assert found[0]["clip"] == 0.1
