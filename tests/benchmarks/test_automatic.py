@@ -21,7 +21,7 @@ def test_one_contestant_leaves_all_settings_open_and_the_other_takes_the_papers(
         left_open = set(RULES) - {"epochs"}  # which the time limit ends
         assert all(picked[name] is None for name in left_open)
         differing = {name for name in picked if picked[name] != paper[name]}
-        assert differing == left_open - {"num_queries", "image_size", "eval_every"}
+        assert differing == left_open - {"num_queries", "image_size", "dropout", "eval_every"}
         assert (paper["recipe"], paper["augment"], paper["clip"]) == ("paper", "paper", CLIP)
         rates = [paper[name] for name in ("learning_rate", "backbone_learning_rate", "lr_drop_at")]
         assert rates == pytest.approx([RATE, BACKBONE_SHARE * RATE, LR_DROP_AT], rel=1e-3)
