@@ -4,7 +4,8 @@
 
 Both trainings of a data set run at once, with one thread on a core each. The paper's settings: its losses,
 augmentation, rates, schedule, clip, and four images a step; number of queries, image size and dropout are picked for
-both. AP is that of the split `test`, from metrics.json. Results are saved after each data set; one that is there is not run again.
+both. AP is that of the split `test`, from metrics.json. Results are saved after each data set; one that is there is not
+run again.
 """
 
 import argparse
