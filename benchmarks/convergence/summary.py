@@ -72,7 +72,7 @@ def plot(recorded: dict, path: Path, names: Iterable[str] | None = None) -> None
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
-    for name in recorded["runs"] if names is None else names:
+    for number, name in enumerate(recorded["runs"] if names is None else names):
         runs = list(recorded["runs"][name].values())
         ap = list(zip(*[[100 * point["map"] for point in run["curve"]] for run in runs], strict=True))
         for axis, value in zip(axes, ("minutes", "images"), strict=True):
@@ -81,7 +81,8 @@ def plot(recorded: dict, path: Path, names: Iterable[str] | None = None) -> None
                  for p in run["curve"]] for run in runs
             ]  # fmt: skip
             x = [mean(column) for column in zip(*along, strict=True)]
-            (line,) = axis.plot(x, [mean(column) for column in ap], marker="o", markersize=3, label=name)
+            style = "--" if number > 9 else "-"  # there are ten colours
+            (line,) = axis.plot(x, [mean(column) for column in ap], style, marker="o", markersize=3, label=name)
             axis.fill_between(x, [min(c) for c in ap], [max(c) for c in ap], alpha=0.15, color=line.get_color())
     axes[0].set(xlabel="minutes of training", ylabel="COCO AP on unseen images", title=recorded["case"])
     axes[1].set(xlabel="images seen")
