@@ -293,8 +293,6 @@ def main() -> None:
     if accelerator.is_main_process:
         plot_curves(history, args.output / "curves.png")
         print(f"Best AP {max(precisions, default=-1):.3f}: {args.output / 'best'}")
-    del model  # where there are several processes, it holds their group, which must end before the interpreter does
-    accelerator.free_memory()
     accelerator.end_training()
 
 

@@ -169,4 +169,4 @@ def test_train_refuses_what_would_overwrite_or_change_a_run(undisturbed, digits_
     done = hf_detr("train", digits_dir, "--output", tmp_path / "new", "--d-model", "32")
     assert_one_line_and_exit_code_2(done, "--d-model: only for a fresh model")
     done = hf_detr("train", digits_dir, "--output", folder, *TINY, "--resume", "--learning-rate", "3e-4")
-    assert_one_line_and_exit_code_2(done, "learning_rate was 0.00035, now 0.0003")  # of 2 images a step
+    assert_one_line_and_exit_code_2(done, "learning_rate was 0.00071, now 0.0003")  # of 2 images a step
