@@ -37,7 +37,7 @@ FEW_IMAGES, OFTEN_PASSES = 1_000, 40
 
 # -- the model ---------------------------------------------------------------------------------------------------------
 # Of a fresh small transformer: with the paper's 0.1 AP is far behind for as long as was measured (docs/results.md,
-# "How `fast` was chosen").
+# "Rates, schedule, dropout and queries").
 SMALL_DROPOUT, DROPOUT = 0.0, 0.1
 
 # -- steps ------------------------------------------------------------------------------------------------------------
