@@ -283,6 +283,14 @@ def _image_size(case: _Case) -> Pick:
     return Pick(size, f"images of {size} px", because)
 
 
+def _dropout(case: _Case) -> Pick:
+    """None keeps the start's own."""
+    if not case.start.is_fresh:
+        return Pick(None, "dropout as in the start", "it was trained so")
+    found = SMALL_DROPOUT if case.start.is_small else DROPOUT
+    return Pick(found, f"dropout {found:g}", "a small transformer" if case.start.is_small else "the paper's")
+
+
 def _augment(case: _Case) -> Pick:
     """After the epochs, on whose number it depends."""
     few, passes = case.data.images < FEW_IMAGES, case.settled["epochs"]
@@ -294,14 +302,6 @@ def _augment(case: _Case) -> Pick:
     if not often:
         because += ", on a clock" if passes is None else f", fewer than {OFTEN_PASSES} passes"
     return Pick(found, f"augmentation {found}", because)
-
-
-def _dropout(case: _Case) -> Pick:
-    """None keeps the start's own."""
-    if not case.start.is_fresh:
-        return Pick(None, "dropout as in the start", "it was trained so")
-    found = SMALL_DROPOUT if case.start.is_small else DROPOUT
-    return Pick(found, f"dropout {found:g}", "a small transformer" if case.start.is_small else "the paper's")
 
 
 def _recipe(case: _Case) -> Pick:
